@@ -1,0 +1,182 @@
+"""Where everything lies under results/, how windows are named, and the stages' versions. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from instant_nk.config import Config
+from instant_nk.errors import ConfigError
+
+# Raise a stage's version when its result changes for the same input and config: Snakemake then re-runs it.
+STAGE_VERSION = {
+    "dataset": 1,
+    "canonical": 1,
+    "graph": 1,
+    "observation": 1,
+    "registration": 1,
+    "field": 1,
+    "mesh": 1,
+    "report": 1,
+}
+STAGES = tuple(STAGE_VERSION)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every path of one sequence: `results/{sequence}/1_dataset … 8_report`."""
+
+    root: Path
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "1_dataset"
+
+    @property
+    def manifest(self) -> Path:
+        return self.dataset / "dataset.json"
+
+    @property
+    def canonical(self) -> Path:
+        return self.root / "2_canonical"
+
+    @property
+    def canonical_field(self) -> Path:
+        return self.canonical / "field.npz"
+
+    @property
+    def canonical_mesh(self) -> Path:
+        return self.canonical / "mesh.npz"
+
+    @property
+    def graph_dir(self) -> Path:
+        return self.root / "3_graph"
+
+    @property
+    def graph(self) -> Path:
+        return self.graph_dir / "graph.npz"
+
+    @property
+    def observation_dir(self) -> Path:
+        return self.root / "4_observation"
+
+    def observation(self, frame: int) -> Path:
+        return self.observation_dir / f"{frame:06d}.npz"
+
+    @property
+    def registration(self) -> Path:
+        return self.root / "5_registration"
+
+    @property
+    def motion(self) -> Path:
+        return self.registration / "motion.npz"
+
+    @property
+    def field_dir(self) -> Path:
+        return self.root / "6_field"
+
+    def field(self, window: str) -> Path:
+        return self.field_dir / f"{window}.npz"
+
+    @property
+    def mesh(self) -> Path:
+        return self.root / "7_mesh"
+
+    def mesh_window(self, window: str) -> Path:
+        return self.mesh / "windows" / f"{window}.npz"
+
+    @property
+    def animation(self) -> Path:
+        return self.mesh / "animation.npz"
+
+    def mesh_frame(self, frame: int) -> Path:
+        return self.mesh / "frames" / f"{frame:06d}.ply"
+
+    @property
+    def animation_glb(self) -> Path:
+        return self.mesh / "animation.glb"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "8_report"
+
+    @property
+    def report_page(self) -> Path:
+        return self.report / "index.html"
+
+    @property
+    def metrics(self) -> Path:
+        return self.report / "metrics.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a stage: the effective config, the sequence's paths, the device, and which part of the stage it is.
+
+    Attributes:
+        part: frame batch or window this job computes (named by `part_name`); None where a stage is one job.
+    """
+
+    config: Config
+    paths: Paths
+    device: str = "cpu"
+    part: str | None = None
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """First and last absolute frame of `part`, both inclusive."""
+        if self.part is None:
+            raise ConfigError("this stage works on a part of the sequence (000000-000009); none was given")
+        return part_frames(self.part)
+
+
+def paths_of(config: Config) -> Paths:
+    return Paths(Path(config.runtime.results) / config.sequence)
+
+
+def part_name(first: int, last: int) -> str:
+    """Name of a window or batch from its inclusive first and last absolute frame: `000000-000009`."""
+    return f"{first:06d}-{last:06d}"
+
+
+def part_frames(name: str) -> tuple[int, int]:
+    """Inverse of `part_name`."""
+    first, _, last = name.partition("-")
+    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise ConfigError(f"'{name}' is not a range of frames; wanted e.g. 000000-000009")
+    return int(first), int(last)
+
+
+def windows(frames: list[int], length: int, overlap: int) -> list[str]:
+    """Names of the windows that cover `frames`: equally long within one frame, at most `length`, sharing `overlap` frames or more.
+
+    The count is the smallest that covers the frames; lengths are balanced so that no window is a stump.
+    """
+    n = len(frames)
+    if n <= length:
+        return [part_name(frames[0], frames[-1])]
+    count = -(-(n - overlap) // (length - overlap))
+    result = []
+    for i in range(count):
+        start = round(i * (n - length) / (count - 1))
+        result.append(part_name(frames[start], frames[start + length - 1]))
+    return result
+
+
+def batches(frames: list[int], size: int) -> list[str]:
+    """Names of the disjoint batches of at most `size` frames that cover `frames`, equally long within one frame."""
+    count = -(-len(frames) // size)
+    edges = [round(i * len(frames) / count) for i in range(count + 1)]
+    return [part_name(frames[a], frames[b - 1]) for a, b in zip(edges, edges[1:])]
+
+
+def select(frames: list[int], part: str) -> list[int]:
+    """The frames of the sequence that lie in `part`."""
+    first, last = part_frames(part)
+    return [f for f in frames if first <= f <= last]
+
+
+def stage_config(config: Config, stage: str) -> dict:
+    """The section whose change re-runs `stage`, as plain values."""
+    return dataclasses.asdict(getattr(config, stage))

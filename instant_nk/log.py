@@ -1,0 +1,66 @@
+"""Logging and progress: lines with fixed keys in logs, a bar on a terminal, nothing on import."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+
+ROOT = "instant_nk"
+
+
+def setup(level: str = "INFO") -> None:
+    """Attach one stderr handler to the package's logger; calling it twice changes the level only."""
+    logger = logging.getLogger(ROOT)
+    logger.setLevel(level.upper())
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def fields(**values: object) -> str:
+    """`step=20 psnr_db=31.2`: numbers to four significant digits, in the order given."""
+    return " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+
+
+class Progress:
+    """Progress of a long loop: a bar when stderr is a terminal, otherwise one log line per interval.
+
+    Args:
+        title: what is being done, e.g. ``"canonical"``.
+        total: number of steps.
+        every_s: seconds between log lines.
+    """
+
+    def __init__(self, title: str, total: int, logger: logging.Logger, every_s: float = 10.0):
+        self.title, self.total, self.logger, self.every_s = title, total, logger, every_s
+        self.bar = sys.stderr.isatty()
+        self.start = self.last = time.monotonic()
+
+    def update(self, done: int, **values: object) -> None:
+        """Report that `done` of `total` steps are complete; `values` are shown beside the count."""
+        now = time.monotonic()
+        finished = done >= self.total
+        if now - self.last < (0.1 if self.bar else self.every_s) and not finished:
+            return
+        self.last = now
+        elapsed = now - self.start
+        remaining = elapsed / max(done, 1) * max(self.total - done, 0)
+        if self.bar:
+            filled = int(24 * done / max(self.total, 1))
+            text = f"\r{self.title} [{'#' * filled}{'.' * (24 - filled)}] {done}/{self.total} {remaining:.0f}s left {fields(**values)}"
+            sys.stderr.write(f"{text:<110}" + ("\n" if finished else ""))
+            sys.stderr.flush()
+        else:
+            self.logger.info("%s %s", self.title, fields(step=f"{done}/{self.total}", elapsed_s=elapsed, left_s=remaining, **values))
+
+
+def progress(items: list, title: str, logger: logging.Logger) -> Iterator:
+    """Iterate over `items` with a `Progress`."""
+    report = Progress(title, len(items), logger)
+    for done, item in enumerate(items, 1):
+        yield item
+        report.update(done)
