@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -64,3 +65,26 @@ def progress(items: list, title: str, logger: logging.Logger) -> Iterator:
     for done, item in enumerate(items, 1):
         yield item
         report.update(done)
+
+
+class Measure:
+    """Wall time and peak memory since it was made (memory: since the process started; the operating system keeps the maximum)."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def numbers(self) -> dict[str, float | None]:
+        """`wall_s`, `peak_host_mib`, and `peak_gpu_mib` (None where no GPU was used), for a stage's metrics file."""
+        torch = sys.modules.get("torch")  # never imported for the sake of measuring
+        used_gpu = torch is not None and torch.cuda.is_initialized()
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+        return {
+            "wall_s": time.monotonic() - self.start,
+            "peak_host_mib": kib / 1024,
+            "peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20 if used_gpu else None,
+        }
+
+
+def measure() -> Measure:
+    """Start measuring: `watch = log.measure()` at a stage's beginning, `watch.numbers()` into its metrics file at the end."""
+    return Measure()
