@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 ROOT = "instant_nk"
 
@@ -77,12 +78,19 @@ class Measure:
         """`wall_s`, `peak_host_mib`, and `peak_gpu_mib` (None where no GPU was used), for a stage's metrics file."""
         torch = sys.modules.get("torch")  # never imported for the sake of measuring
         used_gpu = torch is not None and torch.cuda.is_initialized()
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
         return {
             "wall_s": time.monotonic() - self.start,
-            "peak_host_mib": kib / 1024,
+            "peak_host_mib": _peak_host_mib(),
             "peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20 if used_gpu else None,
         }
+
+
+def _peak_host_mib() -> float:
+    """Largest resident size of this process so far. Linux's getrusage counts the parent's size before exec, so /proc is asked first."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(float(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure() -> Measure:
