@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from instant_nk.config import Config
+from instant_nk.config import SYNTHETIC, Config
 from instant_nk.errors import ConfigError
 
 # Raise a stage's version when its result changes for the same input and config: Snakemake then re-runs it.
@@ -22,12 +23,38 @@ STAGE_VERSION = {
 }
 STAGES = tuple(STAGE_VERSION)
 
+# The config each stage reads: whole sections or single keys. The rules pass exactly this (so only its change re-runs the stage),
+# and a stage that reads anything else fails.
+STAGE_READS = {
+    "dataset": ("dataset", "frames", "capture"),
+    "canonical": ("canonical",),
+    "graph": ("graph", "registration.source", "registration.folder"),
+    "observation": ("observation",),
+    "registration": ("registration",),
+    "field": ("field",),
+    "mesh": ("mesh", "field.window_frames", "field.overlap", "report.fps"),
+    "report": ("report",),
+}
+
 
 @dataclass(frozen=True)
 class Paths:
     """Every path of one sequence: `results/{sequence}/1_dataset … 8_report`."""
 
     root: Path
+
+    @property
+    def capture(self) -> Path:
+        """Where the built-in capture is written when the config asks for it."""
+        return self.root / "0_capture"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def stage_dir(self, stage: str) -> Path:
+        """Folder of a stage's outputs: `6_field` for `field`."""
+        return self.root / f"{STAGES.index(stage) + 1}_{stage}"
 
     @property
     def dataset(self) -> Path:
@@ -63,6 +90,10 @@ class Paths:
 
     def observation(self, frame: int) -> Path:
         return self.observation_dir / f"{frame:06d}.npz"
+
+    def observation_batch(self, batch: str) -> Path:
+        """Numbers of one batch of frames; its presence says that the batch is done."""
+        return self.observation_dir / "batches" / f"{batch}.json"
 
     @property
     def registration(self) -> Path:
@@ -177,6 +208,24 @@ def select(frames: list[int], part: str) -> list[int]:
     return [f for f in frames if first <= f <= last]
 
 
+def capture_dir(config: Config) -> Path:
+    """Folder of the capture: the user's, or where the built-in one is written."""
+    return paths_of(config).capture if config.capture == SYNTHETIC else Path(config.capture)
+
+
 def stage_config(config: Config, stage: str) -> dict:
     """The section whose change re-runs `stage`, as plain values."""
     return dataclasses.asdict(getattr(config, stage))
+
+
+def stage_values(config: Config, stage: str) -> dict[str, Any]:
+    """What `stage` reads of the config (`STAGE_READS`), as a nested table of plain values that `config.parse` accepts."""
+    result: dict[str, Any] = {}
+    for name in STAGE_READS[stage]:
+        section, _, item = name.partition(".")
+        value = getattr(config, section)
+        if item:
+            result.setdefault(section, {})[item] = getattr(value, item)
+        else:
+            result[section] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return result
