@@ -1,0 +1,136 @@
+"""Which backend serves which kernel: decided once per op and device, logged once, overridable by `runtime.backend`.
+
+`auto` takes Triton on a CUDA device that can run it, compiled CPU loops where an op has them and numba is installed,
+and the torch reference everywhere else. A backend asked for by
+name that cannot serve raises a `BackendError`; under `auto` the fall to the reference is one log line, never a crash.
+Nothing here imports triton, numba or tinycudann until a tensor that needs them arrives.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+
+import torch
+from torch import Tensor
+
+from instant_nk.errors import BackendError
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "reference", "triton", "tcnn")
+MIN_CAPABILITY = (8, 0)  # what Triton's own releases support
+TRITON_DTYPES = (torch.float32, torch.float16)
+OFFERS = {  # kernel folder: backends it has code for
+    "hash_encoding": ("reference", "numba"),
+    "blend_skinning": ("reference",),
+    "ray_sampling": ("reference",),
+    "volume_rendering": ("reference",),
+}
+
+_selected = "auto"
+_logged: set[tuple[str, str]] = set()
+
+
+def select(backend: str) -> None:
+    """Choose the backend of every later kernel call (`runtime.backend`): auto, reference, triton or tcnn.
+
+    `tcnn` applies to the hash encoding, the one op tiny-cuda-nn has; the others then behave as under `auto`.
+
+    Raises:
+        BackendError: unknown name, or triton/tcnn asked for where the package is not installed.
+    """
+    global _selected
+    if backend not in BACKENDS:
+        raise BackendError(f"runtime.backend: wanted one of {', '.join(BACKENDS)}; got {backend!r}.")
+    package = {"triton": "triton", "tcnn": "tinycudann"}.get(backend)
+    if package and importlib.util.find_spec(package) is None:
+        raise BackendError(f"runtime.backend={backend}: the package {package} is not installed. Install it, or set runtime.backend=auto.")
+    _selected = backend
+    _logged.clear()
+
+
+def selected() -> str:
+    """The backend asked for by the last `select`; `auto` at the start."""
+    return _selected
+
+
+def choose(op: str, *tensors: Tensor) -> str:
+    """The backend that serves `op` on these tensors: one of `OFFERS[op]`. The choice is logged the first time it is made.
+
+    Args:
+        op: name of the kernel folder.
+        tensors: the op's floating-point inputs; all on one device.
+
+    Raises:
+        BackendError: the backend asked for by name cannot serve these tensors on this machine.
+    """
+    offers = OFFERS[op]
+    wanted = _selected if _selected in offers else "auto"
+    if wanted in ("reference", "tcnn"):
+        return _log(op, wanted)
+    problem = _triton_problem(tensors) if "triton" in offers else "the op has no Triton code"
+    if problem is None and (wanted == "triton" or tensors[0].is_cuda):
+        return _log(op, "triton")
+    if wanted == "triton":
+        raise BackendError(f"{op}: runtime.backend=triton cannot serve here: {problem}. Set runtime.backend=auto or reference.")
+    if "numba" in offers and _numba_serves(tensors):
+        return _log(op, "numba")
+    return _log(op, "reference", f" ({problem})" if tensors[0].is_cuda else "")
+
+
+def describe(device: str) -> str:
+    """One word for the first log line of a run: the backend `auto` or the explicit choice comes to on `device`."""
+    if _selected != "auto":
+        return _selected
+    return "triton" if device.startswith("cuda") and device_problem(torch.cuda.current_device()) is None else "reference"
+
+
+def _log(op: str, backend: str, why: str = "") -> str:
+    if (op, backend) not in _logged:
+        _logged.add((op, backend))
+        logger.info("kernel=%s backend=%s%s", op, backend, why)
+    return backend
+
+
+def _triton_problem(tensors: tuple[Tensor, ...]) -> str | None:
+    """Why Triton cannot serve these tensors, or None when it can."""
+    odd = next((t.dtype for t in tensors if t.dtype not in TRITON_DTYPES), None)
+    if odd is not None:
+        return f"it computes in float32, got {odd}"
+    if tensors[0].is_cuda:
+        return device_problem(tensors[0].device.index or 0)
+    return None if interpreting() else "it needs a CUDA device, got CPU tensors"
+
+
+def _numba_serves(tensors: tuple[Tensor, ...]) -> bool:
+    """Compiled CPU loops take float32 on the CPU, where numba is installed; they are the CPU's `auto`."""
+    return all(t.dtype == torch.float32 and not t.is_cuda for t in tensors) and importlib.util.find_spec("numba") is not None
+
+
+@functools.cache
+def interpreting() -> bool:
+    """Whether this process runs Triton kernels on the CPU, through Triton's interpreter (tests do)."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def device_problem(index: int) -> str | None:
+    """Why Triton cannot run on CUDA device `index`, found by running a kernel of one line on it; None when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < MIN_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is older than {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
+    try:
+        from instant_nk.kernels._triton_probe import probe
+
+        probe(torch.device("cuda", index))
+    except Exception as error:  # the launcher needs a C compiler and a matching driver: whatever is missing, the reference still serves
+        return f"a trial kernel failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return None
