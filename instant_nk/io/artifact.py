@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +52,14 @@ def make_header(artifact: str, format: int, stage: str, section: Any = None, inp
     }
 
 
+def not_written(path: Path | str, error: Exception) -> ContractError:
+    """The one message for a file or folder that could not be written (disk full, no permission)."""
+    reason = getattr(error, "strerror", None) or error
+    return ContractError(
+        f"{path}: could not be written: {reason}. Nothing was left half-written; free space or fix permissions, then run the same command again."
+    )
+
+
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """A path beside `path` to write to; renamed onto `path` when the block ends well, removed when it does not.
@@ -66,10 +76,46 @@ def atomic(path: Path | str) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(aside, path)
     except OSError as error:
-        raise ContractError(f"{path}: could not be written: {error.strerror or error}. Nothing was left half-written; free space or fix permissions, then run the same command again.") from error
+        raise not_written(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path | str, pattern: str) -> Iterator[Path]:
+    """A folder beside `folder` to fill; it takes `folder`'s place when the block ends well, and vanishes when it does not.
+
+    Args:
+        pattern: regular expression of the names that belong here; a folder that holds anything else (but hidden files) is not replaced.
+
+    Raises:
+        ContractError: the path is a file, the folder holds other files, or the disk is full or not writable.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ContractError(f"{folder}: is a file; wanted a folder. Move it away.")
+    foreign = sorted(p.name for p in folder.iterdir() if not re.fullmatch(pattern, p.name) and p.name[0] != ".") if folder.exists() else []
+    if foreign:
+        raise ContractError(
+            f"{folder}: holds files that no export wrote ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}). Give an empty folder or move them away."
+        )
+    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(aside, folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        raise not_written(folder, error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def save_npz(path: Path | str, header: dict[str, Any], compress: bool = True, **arrays: np.ndarray) -> None:
@@ -109,7 +155,8 @@ def check_header(path: Path | str, header: dict[str, Any], artifact: str, format
         raise ContractError(f"{path}: wanted artifact '{artifact}', got '{header.get('artifact')}'.")
     if header.get("format") != format:
         raise ContractError(
-            f"{path}: wanted format {format} of '{artifact}', got {header.get('format')} (written by version {header.get('package_version')}). Re-run stage '{header.get('stage')}'."
+            f"{path}: wanted format {format} of '{artifact}', got {header.get('format')} (written by version {header.get('package_version')}). "
+            f"Re-run stage '{header.get('stage')}'."
         )
 
 
