@@ -1,0 +1,135 @@
+"""Multiresolution hash encoding in 3-D and 4-D, with its Jacobian as an output.
+
+`encode` is differentiable twice; `encode_with_jacobian` once, in the table and in the positions. Since features and
+Jacobian are both linear in the table, normals and the eikonal term cost one gather forward and one scatter backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from instant_nk.errors import BackendError
+from instant_nk.kernels import _backend
+from instant_nk.kernels.hash_encoding.spec import HashSpec
+
+__all__ = ["HashSpec", "encode", "encode_with_jacobian"]
+
+
+def _primitives(x: Tensor) -> Any:
+    """The backend's module with `forward`, `table_grad` and `position_grad`."""
+    backend = _backend.choose("hash_encoding", x)
+    if backend == "triton":
+        from instant_nk.kernels.hash_encoding import triton as module
+    elif backend == "numba":
+        from instant_nk.kernels.hash_encoding import cpu as module
+    else:
+        from instant_nk.kernels.hash_encoding import reference as module
+    return module
+
+
+class _Encode(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, spec: HashSpec, levels: int) -> Tensor:
+        ctx.save_for_backward(x, table)
+        ctx.spec, ctx.levels = spec, levels
+        return _primitives(x).forward(x, table, spec, levels, False)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, table = ctx.saved_tensors
+        grad_x = grad_table = None
+        if ctx.needs_input_grad[1]:
+            grad_table = _Scatter.apply(x, grad, ctx.spec, ctx.levels).to(table.dtype)
+        if ctx.needs_input_grad[0]:
+            if torch.is_grad_enabled():  # create_graph: stay differentiable
+                _, jacobian = _EncodeWithJacobian.apply(x, table, ctx.spec, ctx.levels)
+                grad_x = torch.einsum("ndk,nk->nd", jacobian, grad)
+            else:
+                grad_x = _primitives(x).position_grad(x, table, ctx.spec, ctx.levels, grad, None)
+        return grad_x, grad_table, None, None
+
+
+class _Scatter(Function):
+    """The adjoint of `encode` in the table, itself differentiable in the positions and in what is scattered."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad: Tensor, spec: HashSpec, levels: int) -> Tensor:
+        ctx.save_for_backward(x, grad)
+        ctx.spec, ctx.levels = spec, levels
+        return _primitives(x).table_grad(x, spec, levels, grad, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        x, grad = ctx.saved_tensors
+        ops = _primitives(x)
+        grad_x = ops.position_grad(x, cotangent, ctx.spec, ctx.levels, grad, None) if ctx.needs_input_grad[0] else None
+        grad_grad = ops.forward(x, cotangent, ctx.spec, ctx.levels, False)[0] if ctx.needs_input_grad[1] else None
+        return grad_x, grad_grad, None, None
+
+
+class _EncodeWithJacobian(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, spec: HashSpec, levels: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, table)
+        ctx.spec, ctx.levels = spec, levels
+        ctx.set_materialize_grads(False)
+        return _primitives(x).forward(x, table, spec, levels, True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, grad_jacobian: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, table = ctx.saved_tensors
+        ops = _primitives(x)
+        grad_table = ops.table_grad(x, ctx.spec, ctx.levels, grad, grad_jacobian).to(table.dtype) if ctx.needs_input_grad[1] else None
+        grad_x = ops.position_grad(x, table, ctx.spec, ctx.levels, grad, grad_jacobian) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_table, None, None
+
+
+def _check(x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None) -> None:
+    if x.ndim != 2 or x.shape[1] != spec.dims:
+        raise ValueError(f"hash_encoding: x must be [N, {spec.dims}], got {list(x.shape)}")
+    if tuple(table.shape) != (spec.table_rows, spec.features):
+        raise ValueError(f"hash_encoding: table must be [{spec.table_rows}, {spec.features}], got {list(table.shape)}")
+    if x.device != table.device:
+        raise BackendError(f"hash_encoding: x is on {x.device} but the table is on {table.device}; move one of them")
+    if level_mask is not None and level_mask.shape != (spec.levels,):
+        raise ValueError(f"hash_encoding: level_mask must be [{spec.levels}], got {list(level_mask.shape)}")
+
+
+def encode(x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None = None, open_levels: int | None = None) -> Tensor:
+    """Features of points in [0, 1]^D; differentiable twice in positions and table.
+
+    Args:
+        x: [N, D]; a point outside [0, 1] is extrapolated from the border cell.
+        table: [rows, F], all levels one after the other.
+        level_mask: weight of every level, [L]; opens levels coarse to fine.
+        open_levels: levels from this one on are skipped and zero; default all.
+
+    Returns:
+        [N, L*F], level-major.
+    """
+    _check(x, table, spec, level_mask)
+    features = _Encode.apply(x, table, spec, spec.levels if open_levels is None else open_levels)
+    return features if level_mask is None else features * level_mask.repeat_interleave(spec.features)
+
+
+def encode_with_jacobian(x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None = None, open_levels: int | None = None) -> tuple[Tensor, Tensor]:
+    """Features and their derivative with respect to the positions; both differentiable once in positions and table.
+
+    Arguments as in `encode`.
+
+    Returns:
+        features [N, L*F] and Jacobian [N, D, L*F].
+    """
+    _check(x, table, spec, level_mask)
+    features, jacobian = _EncodeWithJacobian.apply(x, table, spec, spec.levels if open_levels is None else open_levels)
+    if level_mask is None:
+        return features, jacobian
+    columns = level_mask.repeat_interleave(spec.features)
+    return features * columns, jacobian * columns
