@@ -147,7 +147,9 @@ def interpolate(raster: Raster, faces: Tensor, attribute: Tensor) -> Tensor:
     return (corners * raster.barycentric[..., None].to(attribute.dtype)).sum(-2) * seen[..., None]
 
 
-def visible_vertices(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, size: tuple[int, int], tolerance: float = 1e-3) -> Tensor:
+def visible_vertices(
+    vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, size: tuple[int, int], tolerance: float = 1e-3, raster: Raster | None = None
+) -> Tensor:
     """Which vertices a camera sees: inside the image and with no face in front of them, bool [V].
 
     A vertex is seen when the 3 x 3 pixels around it show one of its own faces, or when it is not behind the plane of
@@ -155,12 +157,14 @@ def visible_vertices(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, si
 
     Args:
         tolerance: how far behind that plane a vertex still counts as seen, as a fraction of the diagonal of the mesh's box.
+        raster: `rasterize` of the same arguments, where it is known already.
     """
     width, height = size
     faces = faces.to(vertices.device).long()
     if not len(faces):
         faces = faces.reshape(0, 3)
-    face_index = rasterize(vertices, faces, w2c, K, size).face_index.long()
+    raster = raster or rasterize(vertices, faces, w2c, K, size)
+    face_index = raster.face_index.long()
     p = project(vertices, w2c, K)
     z = p[:, 2]
     uv = p[:, :2] / torch.where(z > 0, z, 1.0)[:, None]
