@@ -1,0 +1,171 @@
+"""Visual hulls: the voxels that every camera's mask allows, carved coarse to fine. numpy, no images, no files.
+
+All functions work in whatever space the poses are given in (the dataset stage uses scene space for hulls and world
+space to find the box). Cameras are OpenCV camera-to-world with intrinsics in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from instant_nk.geometry import spaces
+
+VOXELS_PER_STEP = 1 << 19
+"""Voxels projected at a time, which bounds memory."""
+
+
+@dataclass(frozen=True)
+class Silhouette:
+    """A mask, reduced, as distances: how far each pixel is from the subject.
+
+    Attributes:
+        distance: pixels of the full image from each reduced pixel to the nearest one that touches the subject, f32 [h, w]; 0 inside.
+        pool: pixels of the full image per reduced pixel, along each axis.
+        size: width and height of the full image.
+        subject: number of subject pixels of the full image.
+    """
+
+    distance: np.ndarray
+    pool: int
+    size: tuple[int, int]
+    subject: int
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Reduced pixels that touch the subject, bool [h, w]."""
+        return self.distance == 0
+
+
+def silhouette(mask: np.ndarray, pool: int = 1) -> Silhouette:
+    """Reduce a mask bool [H, W] by `pool` (any subject pixel marks the whole block) and take distances to it."""
+    from scipy.ndimage import distance_transform_edt
+
+    height, width = mask.shape
+    h, w = -(-height // pool), -(-width // pool)
+    if pool > 1:
+        padded = np.zeros((h * pool, w * pool), bool)
+        padded[:height, :width] = mask
+        small = padded.reshape(h, pool, w, pool).any((1, 3))
+    else:
+        small = mask
+    subject = int(np.count_nonzero(mask))
+    distance = distance_transform_edt(~small).astype(np.float32) * pool if subject else np.full((h, w), np.inf, np.float32)
+    return Silhouette(distance, pool, (width, height), subject)
+
+
+def pool_for(voxel: float, K: np.ndarray, c2w: np.ndarray, centre: np.ndarray) -> int:
+    """Reduction at which a mask still resolves a quarter of a voxel of edge `voxel` at `centre`."""
+    depth = max(float(np.linalg.norm(c2w[:3, 3] - centre)), 1e-12)
+    return max(1, int(max(K[0, 0], K[1, 1]) * voxel / depth / 4))
+
+
+def seen_by(points: np.ndarray, radius: float, camera: Silhouette, K: np.ndarray, c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which balls a camera sees, and which of them touch its mask.
+
+    Args:
+        points: centres [N, 3].
+        radius: radius of the balls, in the points' units.
+
+    Returns:
+        bool [N]: the centre projects into the image. bool [N]: the ball's outline reaches a subject pixel.
+    """
+    local = points @ c2w[:3, :3] - c2w[:3, 3] @ c2w[:3, :3]
+    z = local[:, 2]
+    ahead = z > radius
+    z = np.where(ahead, z, 1.0)
+    u = (K[0, 0] * local[:, 0] + K[0, 1] * local[:, 1]) / z + K[0, 2]
+    v = K[1, 1] * local[:, 1] / z + K[1, 2]
+    width, height = camera.size
+    inside = ahead & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    col = np.where(inside, u, 0).astype(np.intp) // camera.pool
+    row = np.where(inside, v, 0).astype(np.intp) // camera.pool
+    reach = max(K[0, 0], K[1, 1]) * radius / z + 0.5 * camera.pool
+    return inside, inside & (camera.distance[row, col] <= reach)
+
+
+def carve(points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray) -> np.ndarray:
+    """Balls that may belong to the subject, bool [N].
+
+    A camera votes on what projects into its image, and only when its mask is not empty. Kept is what at least two
+    cameras see (one, where there is only one) and no camera denies; in rigs of more than 25 cameras, one in 25 may, because a
+    single bad mask must not cut off a limb.
+
+    Args:
+        points: centres f64 [N, 3].
+        radius: radius within which a subject pixel counts, in the points' units: half the voxel's diagonal loses no thin part.
+        cameras: C silhouettes.
+        K: f64 [C, 3, 3].
+        c2w: f64 [C, 4, 4], in the points' space.
+    """
+    voting = [i for i, c in enumerate(cameras) if c.subject]
+    allowed = (len(voting) - 1) // 25
+    wanted = min(2, len(voting))
+    keep = np.zeros(len(points), bool)
+    for start in range(0, len(points), VOXELS_PER_STEP):
+        part = points[start : start + VOXELS_PER_STEP]
+        alive = np.arange(len(part))
+        seen = np.zeros(len(part), np.int32)
+        denied = np.zeros(len(part), np.int32)
+        for i in voting:
+            inside, hit = seen_by(part[alive], radius, cameras[i], K[i], c2w[i])
+            seen[alive] += inside
+            denied[alive] += inside & ~hit
+            alive = alive[denied[alive] <= allowed]
+        keep[start + alive] = seen[alive] >= wanted
+    return keep if voting else np.zeros(len(points), bool)
+
+
+def visual_hull(cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, resolution: int, low: np.ndarray | float = -1.0, high: np.ndarray | float = 1.0) -> np.ndarray:
+    """Visual hull bool [R, R, R] (axes x, y, z) over the cube from `low` to `high`, voxel i centred at low + (i + 1/2) edge.
+
+    Conservative: a voxel is kept when the ball around it reaches every voting mask, so thin parts are not lost and the hull is
+    up to half a voxel's diagonal too large. Blocks that are denied as a whole are not refined.
+    """
+    low = np.broadcast_to(np.asarray(low, np.float64), 3)
+    edge = (np.broadcast_to(np.asarray(high, np.float64), 3) - low) / resolution
+    factors = []
+    rest = resolution
+    while rest % 2 == 0 and rest > 8:
+        rest //= 2
+        factors.append(2)
+    cells = np.stack(np.meshgrid(*[np.arange(rest)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    children = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), -1).reshape(1, 8, 3)
+    block = resolution // rest
+    while True:
+        centres = low + (cells + 0.5) * block * edge
+        cells = cells[carve(centres, 0.5 * block * float(np.linalg.norm(edge)), cameras, K, c2w)]
+        if not factors:
+            break
+        factors.pop()
+        block //= 2
+        cells = (cells[:, None] * 2 + children).reshape(-1, 3)
+    result = np.zeros((resolution,) * 3, bool)
+    result[tuple(cells.T)] = True
+    return result
+
+
+def box_coverage(box: np.ndarray, size: tuple[int, int], pool: int, K: np.ndarray, c2w: np.ndarray) -> np.ndarray:
+    """Reduced pixels whose rays meet a box [[min], [max]], bool [h, w]."""
+    w, h = -(-size[0] // pool), -(-size[1] // pool)
+    u, v = np.meshgrid((np.arange(w) + 0.5) * pool, (np.arange(h) + 0.5) * pool)
+    y = (v - K[1, 2]) / K[1, 1]
+    x = (u - K[0, 2] - K[0, 1] * y) / K[0, 0]
+    directions = np.stack([x, y, np.ones_like(x)], -1) @ c2w[:3, :3].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        near = (box[0] - c2w[:3, 3]) / directions
+        far = (box[1] - c2w[:3, 3]) / directions
+    enter = np.fmax.reduce(np.fmin(near, far), -1)
+    leave = np.fmin.reduce(np.fmax(near, far), -1)
+    return (leave >= np.maximum(enter, 0)).reshape(h, w)
+
+
+def meeting_point(c2w: np.ndarray) -> np.ndarray | None:
+    """Point [3] nearest to all optical axes in the least-squares sense; None when the cameras look (almost) in parallel."""
+    d = c2w[:, :3, 2]
+    across = np.eye(3) - d[:, :, None] * d[:, None, :]
+    system = across.sum(0)
+    if np.linalg.eigvalsh(system)[0] < 1e-3 * len(c2w):
+        return None
+    return np.linalg.solve(system, (across @ c2w[:, :3, 3:]).sum(0)[:, 0])
