@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import trimesh
 
+from instant_nk.geometry.texture import Texture
 from instant_nk.io.mesh import Animation
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,20 @@ def bending_body(frames: int = 4, subdivisions: int = 2, offset=(0.0, 0.0, 0.0),
         cycle_error=rng.random((n, v)).astype(np.float32),
         n_views=rng.integers(0, 24, (n, v)).astype(np.int32),
     )
+
+
+def checker_texture(animation) -> Texture:
+    """Every triangle of the mesh in a chart of its own."""
+    t = len(animation.faces)
+    uv = np.tile(np.array([[0.1, 0.1], [0.9, 0.1], [0.1, 0.9]], np.float32), (t, 1))
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[::2, ::2] = [200, 40, 10]
+    return Texture(uv, animation.faces.ravel(), np.arange(3 * t, dtype=np.int32).reshape(t, 3), image)
+
+
+@pytest.fixture
+def make_texture():
+    return checker_texture
 
 
 @pytest.fixture

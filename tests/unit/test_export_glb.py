@@ -10,7 +10,6 @@ import pytest
 import trimesh
 
 from instant_nk.errors import ContractError
-from instant_nk.geometry.texture import Texture
 from instant_nk.io.export import gltf
 from instant_nk.io.export.common import linear_from_srgb
 from instant_nk.io.export.glb import export_glb
@@ -38,15 +37,6 @@ def play(path) -> tuple[np.ndarray, np.ndarray]:
     weights = array(document, sampler.output).reshape(len(times), len(targets))
     offset = np.array(document.nodes[0].translation or [0, 0, 0])
     return times, base + np.einsum("nk,kvc->nvc", weights, targets) + offset
-
-
-def checker_texture(animation) -> Texture:
-    """Every triangle of the mesh in a chart of its own."""
-    t = len(animation.faces)
-    uv = np.tile(np.array([[0.1, 0.1], [0.9, 0.1], [0.1, 0.9]], np.float32), (t, 1))
-    image = np.zeros((8, 8, 3), np.uint8)
-    image[::2, ::2] = [200, 40, 10]
-    return Texture(uv, animation.faces.ravel(), np.arange(3 * t, dtype=np.int32).reshape(t, 3), image)
 
 
 def test_every_key_shows_the_exact_world_positions(animation, tmp_path):
@@ -84,19 +74,19 @@ def test_vertex_colours_are_linear_light(animation, tmp_path):
 
 
 def test_morphed_normals_are_the_normals_of_each_frame(animation, tmp_path):
-    from instant_nk.io.export.common import vertex_normals
+    from instant_nk.io.export.common import unit_normals
 
     export_glb(animation, tmp_path / "a.glb", fps=10)
     document = pygltflib.GLTF2().load(str(tmp_path / "a.glb"))
     primitive = document.meshes[0].primitives[0]
     last = array(document, primitive.attributes.NORMAL) + array(document, primitive.targets[-1]["NORMAL"])
-    assert np.abs(last - vertex_normals(animation.vertices[-1], animation.faces)).max() < 1e-6
+    assert np.abs(last - unit_normals(animation.vertices[-1], animation.faces)).max() < 1e-6
     export_glb(animation, tmp_path / "b.glb", fps=10, morph_normals=False)
     assert (tmp_path / "b.glb").stat().st_size < (tmp_path / "a.glb").stat().st_size - 3 * animation.vertices.shape[1] * 12 + 2000
 
 
-def test_a_texture_is_embedded_and_replaces_vertex_colours(animation, tmp_path):
-    texture = checker_texture(animation)
+def test_a_texture_is_embedded_and_replaces_vertex_colours(animation, tmp_path, make_texture):
+    texture = make_texture(animation)
     export_glb(animation, tmp_path / "a.glb", fps=10, texture=texture)
     document = pygltflib.GLTF2().load(str(tmp_path / "a.glb"))
     attributes = document.meshes[0].primitives[0].attributes
@@ -110,9 +100,9 @@ def test_a_texture_is_embedded_and_replaces_vertex_colours(animation, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["plain", "textured", "single frame", "far"])
-def test_the_khronos_validator_finds_no_error_and_no_warning(make_animation, tmp_path, khronos_issues, kind):
+def test_the_khronos_validator_finds_no_error_and_no_warning(make_animation, make_texture, tmp_path, khronos_issues, kind):
     animation = make_animation(1 if kind == "single frame" else 4, offset=(1e4, 0, 0) if kind == "far" else (0, 0, 0))
-    export_glb(animation, tmp_path / "a.glb", fps=10, texture=checker_texture(animation) if kind == "textured" else None)
+    export_glb(animation, tmp_path / "a.glb", fps=10, texture=make_texture(animation) if kind == "textured" else None)
     assert khronos_issues(tmp_path / "a.glb") == []
 
 

@@ -9,7 +9,7 @@ import trimesh
 from instant_nk.errors import ConfigError, ContractError
 from instant_nk.io import mesh as mesh_io
 from instant_nk.io.artifact import make_header
-from instant_nk.io.export.common import check_frames, frame_times, linear_from_srgb, vertex_normals
+from instant_nk.io.export.common import check_frames, frame_times, linear_from_srgb, unit_normals
 from instant_nk.io.export.ply import export_ply_sequence
 
 
@@ -22,7 +22,7 @@ def test_ply_holds_exact_world_positions_colours_normals_and_quality(animation, 
         assert (read.vertices.astype(np.float32) == animation.vertices[i]).all()
         assert (read.faces == animation.faces).all()
         assert np.abs(read.visual.vertex_colors[:, :3] - animation.colours * 255).max() <= 0.5 + 1e-4
-        assert np.abs(np.stack([raw["nx"], raw["ny"], raw["nz"]], 1) - vertex_normals(animation.vertices[i], animation.faces)).max() == 0
+        assert np.abs(np.stack([raw["nx"], raw["ny"], raw["nz"]], 1) - unit_normals(animation.vertices[i], animation.faces)).max() == 0
         for name in ("sdf_residual", "cycle_error", "n_views"):
             assert (raw[name].ravel() == getattr(animation, name)[i]).all(), name
 
@@ -37,13 +37,13 @@ def test_an_animation_read_back_from_npz_exports_the_same_files(animation, tmp_p
 
 
 def test_normals_point_outward_and_have_unit_length(animation):
-    normals = vertex_normals(animation.vertices[0], animation.faces)
+    normals = unit_normals(animation.vertices[0], animation.faces)
     assert np.abs(np.linalg.norm(normals, axis=1) - 1).max() < 1e-6
     assert ((normals * animation.vertices[0]).sum(1) > 0).all()
 
 
 def test_a_vertex_without_area_still_has_a_unit_normal():
-    normals = vertex_normals(np.zeros((4, 3), np.float32), np.array([[0, 1, 2]], np.int32))
+    normals = unit_normals(np.zeros((4, 3), np.float32), np.array([[0, 1, 2]], np.int32))
     assert (normals == [0, 0, 1]).all()
 
 

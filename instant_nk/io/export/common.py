@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from instant_nk.errors import ConfigError, ContractError
+from instant_nk.geometry import surface
 from instant_nk.io.mesh import Animation
 
 
@@ -64,15 +65,10 @@ def frame_times(frames: np.ndarray, fps: float) -> np.ndarray:
     return ((frames - frames[0]) / (step * fps)).astype(np.float32)
 
 
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Area-weighted unit vertex normals, f32 [V, 3]; +z where a vertex has no area around it."""
-    p = vertices.astype(np.float64)
-    a, b, c = p[faces[:, 0]], p[faces[:, 1]], p[faces[:, 2]]
-    area = np.cross(b - a, c - a)
-    index = faces.T.ravel()
-    normals = np.stack([np.bincount(index, np.tile(area[:, k], 3), len(p)) for k in range(3)], 1)
-    length = np.linalg.norm(normals, axis=1, keepdims=True)
-    return np.where(length > 0, normals / np.maximum(length, 1e-300), [0.0, 0.0, 1.0]).astype(np.float32)
+def unit_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Area-weighted vertex normals of exact unit length, as formats ask for, f32 [V, 3]; +z where no face has area."""
+    normals = surface.vertex_normals(vertices, faces)
+    return np.where(normals.any(1, keepdims=True), normals, [0.0, 0.0, 1.0]).astype(np.float32)
 
 
 def linear_from_srgb(colours: np.ndarray) -> np.ndarray:

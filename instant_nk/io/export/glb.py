@@ -15,7 +15,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from instant_nk.geometry.texture import Texture
-from instant_nk.io.export.common import check_animation, frame_times, linear_from_srgb, vertex_normals
+from instant_nk.io.export.common import check_animation, frame_times, linear_from_srgb, unit_normals
 from instant_nk.io.export.gltf import INDEX_DATA, VERTEX_DATA, Document
 from instant_nk.io.mesh import Animation
 
@@ -83,14 +83,14 @@ def export_glb(
     primitive, source = add_surface(document, animation.colours, animation.faces, texture)
     offset = node_offset(animation.vertices)
     base = (animation.vertices[0] - offset).astype(np.float32)
-    base_normals = vertex_normals(animation.vertices[0], animation.faces)
+    base_normals = unit_normals(animation.vertices[0], animation.faces)
     primitive["attributes"] |= {"POSITION": document.add(base[source], VERTEX_DATA, bounds=True), "NORMAL": document.add(base_normals[source], VERTEX_DATA)}
     targets = []
     for vertices in animation.vertices[1:]:
         local = (vertices - offset).astype(np.float32)
         target = {"POSITION": document.add((local - base)[source], VERTEX_DATA, bounds=True)}
         if morph_normals:
-            target["NORMAL"] = document.add((vertex_normals(vertices, animation.faces) - base_normals)[source], VERTEX_DATA)
+            target["NORMAL"] = document.add((unit_normals(vertices, animation.faces) - base_normals)[source], VERTEX_DATA)
         targets.append(target)
     mesh: dict = {"name": "surface", "primitives": [primitive], "extras": {"frames": animation.frames.tolist(), "fps": fps}}
     if targets:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from instant_nk.io import artifact
-from instant_nk.io.export.common import bytes_from_colours, check_animation, vertex_normals
+from instant_nk.io.export.common import bytes_from_colours, check_animation, unit_normals
 from instant_nk.io.mesh import Animation
 from instant_nk.log import progress
 
@@ -37,7 +37,7 @@ def _table(animation: Animation, i: int) -> np.ndarray:
     """The vertex element of the i-th frame."""
     vertices = animation.vertices[i]
     table = np.empty(len(vertices), VERTEX)
-    normals = vertex_normals(vertices, animation.faces)
+    normals = unit_normals(vertices, animation.faces)
     for k in range(3):
         table["xyz"[k]] = vertices[:, k]
         table[("nx", "ny", "nz")[k]] = normals[:, k]

@@ -1,0 +1,65 @@
+"""mp4 video through the ffmpeg that imageio-ffmpeg carries."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+from instant_nk.errors import ContractError
+from instant_nk.io import artifact
+from instant_nk.io.export.common import check_fps
+
+
+def _even(image: np.ndarray) -> np.ndarray:
+    """The image with even width and height, as H.264 asks: an odd last row or column is repeated."""
+    return np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode="edge")
+
+
+def write_video(path: Path | str, frames: Iterable[np.ndarray], fps: float, quality: float = 8.0) -> None:
+    """Write RGB images u8 [H, W, 3] as H.264 mp4 that browsers play, whole or not at all.
+
+    Args:
+        frames: read one at a time, so they may come from a generator; all of one size.
+        quality: 1 (small) to 10 (best).
+
+    Raises:
+        ContractError: no frames, a frame of another size or type, or the disk is full.
+    """
+    path = Path(path)
+    check_fps(fps)
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ContractError(f"{path}: a video needs at least one frame; got none.")
+    _check(path, 0, first, first.shape)
+    height, width = _even(first).shape[:2]
+    with artifact.atomic(path) as aside:
+        options = {"fps": fps, "quality": quality, "macro_block_size": 2, "ffmpeg_log_level": "fatal", "output_params": ["-movflags", "+faststart"]}
+        writer = imageio_ffmpeg.write_frames(str(aside), (width, height), **options)
+        writer.send(None)
+        try:
+            for written, frame in enumerate(itertools.chain([first], frames), 1):
+                _check(path, written - 1, frame, first.shape)
+                writer.send(np.ascontiguousarray(_even(frame)))
+        finally:
+            writer.close()
+        _check_whole(aside, written)
+
+
+def _check_whole(path: Path, frames: int) -> None:
+    """The writer hides ffmpeg's exit code: a full disk at the last block shows only in the file."""
+    try:
+        readable = imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+    except (RuntimeError, OSError):
+        readable = 0
+    if readable != frames:
+        raise OSError(f"ffmpeg stored {readable} of {frames} frames (is the disk full?)")
+
+
+def _check(path: Path, i: int, frame: np.ndarray, shape: tuple[int, ...]) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
+        raise ContractError(f"{path}: frame {i} of the video must be uint8 [{shape[0]}, {shape[1]}, 3], got {frame.dtype} {list(frame.shape)}.")
