@@ -71,3 +71,16 @@ def load(path: Path) -> Graph:
     if v and np.abs(graph.vertex_weights.sum(1) - 1).max() > 1e-4:
         raise ContractError(f"{path}: rows of 'vertex_weights' must sum to 1. Re-run stage 'graph'.")
     return graph
+
+
+def save_nodes(path: Path, graph: Graph) -> None:
+    """Write the nodes and edges as an ASCII PLY that mesh viewers open (scene units)."""
+    lines = [
+        "ply", "format ascii 1.0",
+        f"element vertex {len(graph.node_positions)}", "property float x", "property float y", "property float z", "property float radius",
+        f"element edge {len(graph.edges)}", "property int vertex1", "property int vertex2", "end_header",
+    ]  # fmt: skip
+    lines += [f"{x:.7g} {y:.7g} {z:.7g} {r:.7g}" for (x, y, z), r in zip(graph.node_positions, graph.node_radii)]
+    lines += [f"{i} {j}" for i, j in graph.edges]
+    with artifact.atomic(path) as aside:
+        aside.write_text("\n".join(lines) + "\n")

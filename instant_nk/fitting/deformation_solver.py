@@ -1,0 +1,351 @@
+"""Gauss-Newton on the nodes of an embedded deformation graph: one linear system for data and as-rigid-as-possible terms.
+
+Every piece of evidence (surfaces, silhouettes, colours) arrives as a quadratic in the position of surface points: a 3x3 matrix
+and a 3-vector per point. The solver carries it to the nodes' twists (left-multiplicative, about each node), adds rigidity, and
+solves the block-sparse normal equations: banded or sparse Cholesky on the CPU, dense Cholesky on the GPU. All lengths are in
+units of the caller; weights are normalised so that data and rigidity of one node balance whatever the number of points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instant_nk.errors import NumericalError
+from instant_nk.geometry import surface
+from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp
+from instant_nk.io.graph import Graph
+from instant_nk.io.mesh import Mesh
+from instant_nk.models.deformation_graph import skinning_weights
+
+NEGLIGIBLE = 0.01  # anchors below this weight are left out of the points the solver uses (not out of the mesh)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Motion of all nodes at one frame, canonical -> live.
+
+    Attributes:
+        rotations: [M, 3, 3].
+        translations: [M, 3].
+    """
+
+    rotations: Tensor
+    translations: Tensor
+
+    @staticmethod
+    def identity(body: Body) -> Pose:
+        eye = torch.eye(3, dtype=body.nodes.dtype, device=body.nodes.device)
+        return Pose(eye.expand(len(body.nodes), 3, 3).clone(), torch.zeros_like(body.nodes))
+
+    def moved(self, rotation: Tensor, translation: Tensor, nodes: Tensor) -> Pose:
+        """This pose followed by one rigid motion of the whole live space, `x -> rotation x + translation`."""
+        live = nodes + self.translations
+        return Pose(rotation @ self.rotations, live @ rotation.T + translation - nodes)
+
+
+@dataclass(frozen=True)
+class Body:
+    """What is tracked: graph, surface points hung on it, and the sparsity of its normal equations. Tensors f64 on one device.
+
+    Attributes:
+        nodes: [M, 3].
+        points: points spread evenly over the canonical surface, [N, 3].
+        normals: unit, outward, [N, 3].
+        colours: sRGB [N, 3].
+        anchors: i64 [N, K], weights: [N, K].
+        edge: node pairs i64 [E, 2], stiffness: [E], normalised so that a node's mean total is one.
+        spacing: distance between neighbouring nodes.
+    """
+
+    nodes: Tensor
+    points: Tensor
+    normals: Tensor
+    colours: Tensor
+    anchors: Tensor
+    weights: Tensor
+    edge: Tensor
+    stiffness: Tensor
+    spacing: float
+    pattern: Pattern
+
+    @staticmethod
+    def from_mesh(graph: Graph, mesh: Mesh, max_points: int, device: str = "cpu", seed: int = 0) -> Body:
+        """Spread `max_points` points over the canonical surface and hang them on the graph."""
+        vertices, faces = mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)
+        face, bary = surface.sample(vertices, faces, max_points, seed)
+        corner = faces[face]
+
+        def blend(values: np.ndarray) -> np.ndarray:
+            return (values[corner] * bary[..., None]).sum(1)
+
+        points, normals = blend(vertices), blend(mesh.normals.astype(np.float64))
+        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        anchors, weights = point_anchors(graph, points, graph.vertex_anchors[corner].reshape(len(points), -1).astype(np.int64))
+        return Body.from_points(graph, points, normals, blend(mesh.colours.astype(np.float64)), anchors, weights, device)
+
+    @staticmethod
+    def from_points(graph: Graph, points, normals, colours, anchors, weights, device: str = "cpu") -> Body:
+        weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
+        weights = weights / weights.sum(1, keepdims=True)
+        m = len(graph.node_positions)
+        stiffness = graph.edge_weights.astype(np.float64)
+        if len(stiffness):
+            stiffness = stiffness * (m / (2 * stiffness.sum()))
+        edge = graph.edges.astype(np.int64)
+
+        def real(x: np.ndarray) -> Tensor:
+            return torch.as_tensor(np.asarray(x, np.float64), device=device)
+
+        return Body(
+            nodes=real(graph.node_positions), points=real(points), normals=real(normals), colours=real(colours),
+            anchors=torch.as_tensor(anchors, device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
+            spacing=graph.spacing, pattern=Pattern.build(m, anchors, weights, edge, device),
+        )  # fmt: skip
+
+    def warp(self, pose: Pose) -> Tensor:
+        """Live positions of the surface points, [N, 3]."""
+        return warp(self.points, self.anchors, self.weights, self.nodes, pose)
+
+    def warp_normals(self, pose: Pose) -> Tensor:
+        """Live normals of the surface points, unit, [N, 3]."""
+        turned = torch.einsum("nk,nkij,nj->ni", self.weights, pose.rotations[self.anchors], self.normals)
+        return turned / turned.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def warp(points: Tensor, anchors: Tensor, weights: Tensor, nodes: Tensor, pose: Pose) -> Tensor:
+    """`sum_k w_k (R_k (x - g_k) + g_k + t_k)`: canonical points [N, 3] carried to the live frame."""
+    offset = points[:, None] - nodes[anchors]
+    moved = (pose.rotations[anchors] @ offset[..., None]).squeeze(-1) + (nodes + pose.translations)[anchors]
+    return (weights[..., None] * moved).sum(1)
+
+
+def point_anchors(graph: Graph, points: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Anchors and weights of points inside faces: the nearest K of the anchors of the face's corners [N, C], each taken once."""
+    k = graph.vertex_anchors.shape[1]
+    candidates = np.sort(candidates, axis=1)
+    repeated = np.zeros(candidates.shape, bool)
+    repeated[:, 1:] = candidates[:, 1:] == candidates[:, :-1]
+    relative = np.linalg.norm(points[:, None] - graph.node_positions[candidates], axis=-1) / graph.node_radii[candidates]
+    order = np.where(repeated, np.inf, relative).argsort(1, kind="stable")[:, :k]
+    anchors = np.take_along_axis(candidates, order, 1)
+    weights = skinning_weights(points, anchors, graph.node_positions.astype(np.float64), graph.node_radii.astype(np.float64))
+    weights[np.take_along_axis(repeated, order, 1)] = 0
+    return anchors, weights / weights.sum(1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where each contribution to the block-sparse normal matrix goes; fixed while points and edges are fixed.
+
+    Attributes:
+        point, first, second: contributing (point, anchor slot, anchor slot) triples, sorted by the block they add to, i64 [Q].
+        counts: triples per block, i64 [U'] for the blocks that points touch, which are the first of `blocks`.
+        blocks: node pairs a <= b that may be non-zero, i64 [U, 2].
+        edge_block: block of each edge's pair i64 [E]; edge_flip: True where the edge runs from the larger index.
+        diagonal: block of each node's own pair, i64 [M].
+        cuthill: node order of small bandwidth, i64 [M] (CPU only).
+    """
+
+    point: Tensor
+    first: Tensor
+    second: Tensor
+    target: Tensor
+    blocks: Tensor
+    edge_block: Tensor
+    diagonal: Tensor
+    band: tuple[np.ndarray, np.ndarray, int] | None
+
+    @staticmethod
+    def build(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray, device: str) -> Pattern:
+        k = anchors.shape[1]
+        i, j = (x.ravel() for x in np.meshgrid(np.arange(k), np.arange(k), indexing="ij"))
+        a, b = anchors[:, i], anchors[:, j]
+        live = (a <= b) & (weights[:, i] > 0) & (weights[:, j] > 0)
+        point, slot = np.nonzero(live)
+        key = a[live] * m + b[live]
+        pairs = np.sort(edge, axis=1)
+        unique = np.unique(np.concatenate([key, pairs[:, 0] * m + pairs[:, 1], np.arange(m) * (m + 1)]))
+        blocks = np.stack([unique // m, unique % m], 1)
+        target = np.searchsorted(unique, key)
+        order = np.argsort(target, kind="stable")
+
+        def index(x: np.ndarray) -> Tensor:
+            return torch.as_tensor(np.ascontiguousarray(x), device=device)
+
+        return Pattern(
+            index(point[order]), index(i[slot[order]]), index(j[slot[order]]), index(target[order]), index(blocks),
+            index(np.searchsorted(unique, pairs[:, 0] * m + pairs[:, 1])), index(np.searchsorted(unique, np.arange(m) * (m + 1))),
+            _band(m, blocks) if torch.device(device).type == "cpu" else None,
+        )  # fmt: skip
+
+
+def _band(m: int, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Order of the 6M unknowns with small bandwidth, flat position of every block entry in LAPACK's lower band storage, bandwidth."""
+    from scipy import sparse
+    from scipy.sparse import csgraph
+
+    graph = sparse.coo_matrix((np.ones(len(blocks)), (blocks[:, 0], blocks[:, 1])), shape=(m, m))
+    order = csgraph.reverse_cuthill_mckee((graph + graph.T).tocsr(), symmetric_mode=True)
+    place = np.empty(m, np.int64)
+    place[order] = np.arange(m)
+    row = 6 * place[blocks[:, 0]][:, None, None] + np.arange(6)[:, None]
+    col = 6 * place[blocks[:, 1]][:, None, None] + np.arange(6)[None, :]
+    low, high = np.minimum(row, col), np.maximum(row, col)
+    width = int((high - low).max())
+    position = (high - low) * (6 * m) + low
+    unknown = (6 * order[:, None] + np.arange(6)).ravel()
+    return position, unknown, width
+
+
+@dataclass
+class Evidence:
+    """A quadratic in the surface points' live positions: `sum_n 1/2 d^T hessian d + gradient . d`, d the displacement from now.
+
+    Attributes:
+        hessian: [N, 3, 3], symmetric, positive semi-definite.
+        gradient: [N, 3].
+    """
+
+    hessian: Tensor
+    gradient: Tensor
+
+    @staticmethod
+    def none(body: Body) -> Evidence:
+        return Evidence(body.points.new_zeros(len(body.points), 3, 3), torch.zeros_like(body.points))
+
+    def add_directions(self, index: Tensor, rows: Tensor, residual: Tensor, weight: Tensor) -> None:
+        """Add `weight (residual + rows . d)^2 / 2` for points `index`; rows [Q, 3], residual and weight [Q]."""
+        scaled = weight[:, None] * rows
+        self.hessian.index_add_(0, index, scaled[:, :, None] * rows[:, None, :])
+        self.gradient.index_add_(0, index, scaled * residual[:, None])
+
+    def add_positions(self, index: Tensor, difference: Tensor, weight: Tensor) -> None:
+        """Add `weight |difference + d|^2 / 2` for points `index`; difference [Q, 3] is live position minus wanted position."""
+        self.hessian.index_add_(0, index, weight[:, None, None] * torch.eye(3, dtype=weight.dtype, device=weight.device))
+        self.gradient.index_add_(0, index, weight[:, None] * difference)
+
+
+def rigidity_errors(body: Body, pose: Pose) -> tuple[Tensor, Tensor]:
+    """As-rigid-as-possible residuals of each edge (i, j): where i's frame expects j, minus where j is, and the reverse; [E, 3] each."""
+    i, j = body.edge.unbind(1)
+    rest = body.nodes[j] - body.nodes[i]
+    live = rest + pose.translations[j] - pose.translations[i]
+    return (pose.rotations[i] @ rest[..., None]).squeeze(-1) - live, live - (pose.rotations[j] @ rest[..., None]).squeeze(-1)
+
+
+def rigidity_energy(body: Body, pose: Pose, weight: Tensor) -> Tensor:
+    """`sum_e weight_e (|forward|^2 + |backward|^2) / 2`."""
+    forward, backward = rigidity_errors(body, pose)
+    return 0.5 * (weight * (forward.square().sum(-1) + backward.square().sum(-1))).sum()
+
+
+def edge_weights(body: Body, pose: Pose, rigidity: float, softening: float) -> Tensor:
+    """Weight of each edge's rigidity term: stiffness, relaxed (Geman-McClure) where the strain exceeds `softening`, so that joints bend."""
+    forward, backward = rigidity_errors(body, pose)
+    rest = (body.nodes[body.edge[:, 1]] - body.nodes[body.edge[:, 0]]).square().sum(-1).clamp_min(1e-20)
+    strain = 0.5 * (forward.square().sum(-1) + backward.square().sum(-1)) / rest
+    return rigidity * body.stiffness / (1 + strain / softening**2) ** 2
+
+
+def _normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper blocks [U, 6, 6] and right-hand side [M, 6] of the Gauss-Newton system in twists (omega, tau) about the nodes."""
+    pattern, m = body.pattern, len(body.nodes)
+    blocks = body.points.new_zeros(len(pattern.blocks), 6, 6)
+    rhs = body.points.new_zeros(m, 6)
+    eye = torch.eye(3, dtype=body.points.dtype, device=body.points.device)
+
+    arm = (pose.rotations[body.anchors] @ (body.points[:, None] - body.nodes[body.anchors])[..., None]).squeeze(-1)
+    jacobian = body.weights[..., None, None] * torch.cat([-skew(arm), eye.expand(*arm.shape[:2], 3, 3)], -1)  # [N, K, 3, 6]
+    pulled = evidence.hessian[:, None] @ jacobian
+    blocks.index_add_(0, pattern.target, jacobian[pattern.point, pattern.first].transpose(-1, -2) @ pulled[pattern.point, pattern.second])
+    rhs.index_add_(0, body.anchors.reshape(-1), -(jacobian.transpose(-1, -2) @ evidence.gradient[:, None, :, None]).squeeze(-1).reshape(-1, 6))
+
+    i, j = body.edge.unbind(1)
+    rest = body.nodes[j] - body.nodes[i]
+    forward, backward = rigidity_errors(body, pose)
+    turn_i, turn_j = -skew((pose.rotations[i] @ rest[..., None]).squeeze(-1)), -skew((pose.rotations[j] @ rest[..., None]).squeeze(-1))
+    zero, one = torch.zeros_like(turn_i), eye.expand_as(turn_i)
+    # forward = R_i rest + x_i - x_j; backward = x_j - x_i - R_j rest
+    at_i = torch.cat([torch.cat([turn_i, one], -1), torch.cat([zero, -one], -1)], -2)  # [E, 6, 6]: rows forward, backward; columns omega_i, tau_i
+    at_j = torch.cat([torch.cat([zero, -one], -1), torch.cat([-turn_j, one], -1)], -2)
+    error = torch.cat([forward, backward], -1)
+    weight = edge_weight[:, None, None]
+    blocks.index_add_(0, pattern.diagonal[i], weight * (at_i.transpose(-1, -2) @ at_i))
+    blocks.index_add_(0, pattern.diagonal[j], weight * (at_j.transpose(-1, -2) @ at_j))
+    blocks.index_add_(0, pattern.edge_block, weight * (at_i.transpose(-1, -2) @ at_j))  # edges run i < j, as blocks do
+    rhs.index_add_(0, i, -edge_weight[:, None] * (at_i.transpose(-1, -2) @ error[..., None]).squeeze(-1))
+    rhs.index_add_(0, j, -edge_weight[:, None] * (at_j.transpose(-1, -2) @ error[..., None]).squeeze(-1))
+    return blocks, rhs
+
+
+def _solve(body: Body, blocks: Tensor, rhs: Tensor) -> Tensor:
+    """Solve the block system for the twists [M, 6]."""
+    m = len(body.nodes)
+    if body.pattern.band is None:
+        a, b = body.pattern.blocks.unbind(1)
+        dense = blocks.new_zeros(m, m, 6, 6)
+        dense[b, a] = blocks.transpose(-1, -2)
+        dense[a, b] = blocks
+        factor, info = torch.linalg.cholesky_ex(dense.permute(0, 2, 1, 3).reshape(6 * m, 6 * m))
+        if int(info):
+            raise NumericalError("registration: the normal equations are not positive definite. Raise registration.rigidity_weight.")
+        return torch.cholesky_solve(rhs.reshape(-1, 1), factor).reshape(m, 6)
+    from scipy.linalg import LinAlgError, solveh_banded
+
+    position, unknown, width = body.pattern.band
+    band = np.zeros((width + 1, 6 * m))
+    band.reshape(-1)[position.reshape(-1)] = blocks.numpy().reshape(-1)
+    try:
+        solution = solveh_banded(band, rhs.numpy().reshape(-1)[unknown], overwrite_ab=True, lower=True, check_finite=False)
+    except LinAlgError:
+        raise NumericalError("registration: the normal equations are not positive definite. Raise registration.rigidity_weight.") from None
+    result = np.empty(6 * m)
+    result[unknown] = solution
+    return torch.from_numpy(result).reshape(m, 6)
+
+
+def apply_twists(pose: Pose, twists: Tensor) -> Pose:
+    """Pose after left-multiplying each node's rotation by exp(omega) and shifting it by tau."""
+    return Pose(so3_exp(twists[:, :3]) @ pose.rotations, pose.translations + twists[:, 3:])
+
+
+def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, damping: float = 1e-6, tries: int = 4) -> tuple[Pose, float]:
+    """One damped Gauss-Newton step with a halving line search on the true energy.
+
+    Args:
+        evidence: quadratic at the pose's live positions, already weighted per point.
+        edge_weight: [E], from `edge_weights`.
+        damping: added to the diagonal relative to the mean diagonal, so that nodes without evidence stay put.
+
+    Returns:
+        the new pose and the length of the step taken (0: no step lowered the energy).
+    """
+    blocks, rhs = _normal_equations(body, pose, evidence, edge_weight)
+    diagonal = blocks[body.pattern.diagonal]
+    scale = diagonal.diagonal(dim1=-2, dim2=-1).mean(0)  # per unknown kind: rotations and translations have different units
+    blocks[body.pattern.diagonal] = diagonal + torch.diag(damping * scale + 1e-12 * scale.max() + 1e-300)
+    twists = _solve(body, blocks, rhs)
+    if not torch.isfinite(twists).all():
+        raise NumericalError("registration: the step is not finite; an observation or the canonical mesh holds values that are not finite.")
+    angle = twists[:, :3].norm(dim=-1).max()
+    twists = twists * min(1.0, 1.0 / max(float(angle), 1e-12))  # a step turns no node by more than a radian
+    start = body.warp(pose)
+    before = float(rigidity_energy(body, pose, edge_weight))
+    length = 1.0
+    for _ in range(tries):
+        trial = apply_twists(pose, length * twists)
+        d = body.warp(trial) - start
+        energy = 0.5 * (d * (evidence.hessian @ d[..., None]).squeeze(-1)).sum() + (evidence.gradient * d).sum() + rigidity_energy(body, trial, edge_weight)
+        if float(energy) <= before:
+            return trial, length
+        length *= 0.5
+    return pose, 0.0
+
+
+def orthonormal(pose: Pose) -> Pose:
+    """The pose with accumulated rounding removed from its rotations."""
+    return Pose(project_to_so3(pose.rotations), pose.translations)

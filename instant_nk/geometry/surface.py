@@ -1,0 +1,186 @@
+"""Triangle surfaces: normals, areas, uniform sampling, edges, components, refinement and geodesic distances. NumPy arrays, any unit."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+
+
+def face_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Area of each triangle, [T]."""
+    return 0.5 * np.linalg.norm(_face_cross(vertices, faces), axis=-1)
+
+
+def face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normal of each triangle, outward for counter-clockwise faces, [T, 3]; zero where degenerate."""
+    return _unit(_face_cross(vertices, faces))
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit area-weighted normal of each vertex, [V, 3]; zero where no face has area."""
+    cross = _face_cross(vertices, faces)
+    total = np.zeros_like(vertices, dtype=np.float64)
+    for corner in range(3):
+        for axis in range(3):
+            total[:, axis] += np.bincount(faces[:, corner], cross[:, axis], len(vertices))
+    return _unit(total)
+
+
+def vertex_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """A third of the area of each vertex's triangles, [V]."""
+    area = face_areas(vertices, faces) / 3
+    return sum(np.bincount(faces[:, corner], area, len(vertices)) for corner in range(3))
+
+
+def _face_cross(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    a, b, c = (vertices[faces[:, i]].astype(np.float64) for i in range(3))
+    return np.cross(b - a, c - a)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+
+
+def edges(faces: np.ndarray) -> np.ndarray:
+    """Undirected edges i < j of a triangle mesh, each once, sorted, [E, 2]."""
+    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+
+
+def boundary_vertices(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """True for vertices on an edge that belongs to one face only, bool [V]."""
+    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    unique, count = np.unique(pairs, axis=0, return_counts=True)
+    result = np.zeros(len(vertices), bool)
+    result[unique[count == 1].ravel()] = True
+    return result
+
+
+def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join vertices at the same position (texture seams duplicate them), so that connectivity is that of the surface.
+
+    Returns:
+        welded vertices [W, 3], faces into them without degenerate ones [T', 3], and each original vertex's welded index [V].
+    """
+    diagonal = np.linalg.norm(vertices.max(0) - vertices.min(0))
+    cell = max(float(diagonal), 1e-30) * 1e-7
+    _, first, inverse = np.unique(np.round(vertices / cell).astype(np.int64), axis=0, return_index=True, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    welded = inverse[faces]
+    keep = (welded[:, 0] != welded[:, 1]) & (welded[:, 1] != welded[:, 2]) & (welded[:, 2] != welded[:, 0])
+    return vertices[first], welded[keep], inverse
+
+
+def components(count: int, faces: np.ndarray) -> np.ndarray:
+    """Connected component of each of `count` vertices, numbered by first vertex, i64 [V]."""
+    pairs = edges(faces)
+    graph = sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def sample(vertices: np.ndarray, faces: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`count` points spread evenly over the surface: stratified by area along the face list, so coverage is better than random.
+
+    Returns:
+        face index of each point i64 [N], barycentric coordinates f64 [N, 3].
+    """
+    rng = np.random.default_rng(seed)
+    cumulative = np.cumsum(face_areas(vertices, faces))
+    position = (np.arange(count) + rng.random(count)) / count * cumulative[-1]
+    face = np.minimum(np.searchsorted(cumulative, position, side="right"), len(faces) - 1)
+    u, v = rng.random((2, count))
+    root = np.sqrt(u)
+    return face, np.stack([1 - root, root * (1 - v), root * v], 1)
+
+
+def refine(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split edges longer than `longest` at their midpoints until none is left; the original vertices come first.
+
+    Returns:
+        vertices [V', 3], faces [T', 3], and for each vertex the nearest original vertex it was split from i64 [V'].
+    """
+    vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
+    origin = np.arange(len(vertices))
+    while True:
+        sides = np.sort(np.stack([faces, np.roll(faces, -1, axis=1)], -1), axis=-1)  # [T, 3, 2]: side i joins corners i and i + 1
+        length = np.linalg.norm(vertices[sides[..., 0]] - vertices[sides[..., 1]], axis=-1)
+        marked = length > longest
+        if not marked.any():
+            return vertices, faces, origin
+        # Marks belong to edges, so both faces at an edge split at the same midpoint and no crack opens.
+        pairs, inverse = np.unique(sides[marked], axis=0, return_inverse=True)
+        midpoint = np.full(faces.shape, -1)
+        midpoint[marked] = len(vertices) + inverse.reshape(-1)
+        vertices = np.concatenate([vertices, vertices[pairs].mean(1)])
+        origin = np.concatenate([origin, origin[pairs[:, 0]]])
+        faces = _split_marked(faces, midpoint, np.where(marked, length, -1).argmax(1))
+
+
+def _split_marked(faces: np.ndarray, midpoint: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Faces divided at the midpoints given per side (-1: none), side `first` first."""
+    rows = np.arange(len(faces))
+    order = (first[:, None] + np.arange(3)) % 3
+    f, m = faces[rows[:, None], order], midpoint[rows[:, None], order]  # side 0 is now the one to split first
+    whole = m[:, 0] < 0
+    parts = [f[whole]]
+    a, b, c, ab, bc, ca = *f[~whole].T, *m[~whole].T
+    for corner, opposite, side in ((a, c, ca), (b, c, bc)):
+        near = np.stack([corner, ab, opposite], 1) if corner is a else np.stack([ab, corner, opposite], 1)
+        single = side < 0
+        parts.append(near[single])
+        s, o, x, k = side[~single], opposite[~single], corner[~single], ab[~single]
+        if corner is a:
+            parts += [np.stack([x, k, s], 1), np.stack([k, o, s], 1)]
+        else:
+            parts += [np.stack([k, x, s], 1), np.stack([k, s, o], 1)]
+    return np.concatenate(parts)
+
+
+def distance_graph(vertices: np.ndarray, faces: np.ndarray) -> sparse.csr_matrix:
+    """Graph whose shortest paths approximate geodesics: mesh edges, and across each edge the unfolded diagonal.
+
+    The diagonals let paths leave the mesh's edge directions, which takes most of the metrication error away.
+    """
+    faces = np.asarray(faces, np.int64)
+    vertices = np.asarray(vertices, np.float64)
+    pairs = edges(faces)
+    length = np.linalg.norm(vertices[pairs[:, 0]] - vertices[pairs[:, 1]], axis=1)
+    half = np.concatenate([faces[:, [0, 1, 2]], faces[:, [1, 2, 0]], faces[:, [2, 0, 1]]])  # edge (a, b) and the opposite corner
+    ends = np.sort(half[:, :2], axis=1)
+    order = np.lexsort((ends[:, 1], ends[:, 0]))
+    ends, opposite = ends[order], half[order, 2]
+    same = np.flatnonzero((ends[1:] == ends[:-1]).all(1))
+    a, b, c, d = ends[same, 0], ends[same, 1], opposite[same], opposite[same + 1]
+    diagonal = _unfolded(vertices[a], vertices[b], vertices[c], vertices[d])
+    rows = np.concatenate([pairs[:, 0], c])
+    cols = np.concatenate([pairs[:, 1], d])
+    values = np.maximum(np.concatenate([length, diagonal]), 1e-12)
+    keep = rows != cols
+    rows, cols, values = np.minimum(rows, cols)[keep], np.maximum(rows, cols)[keep], values[keep]
+    order = np.lexsort((values, cols, rows))  # the shortest of several links between the same two comes first
+    rows, cols, values = rows[order], cols[order], values[order]
+    first = np.ones(len(rows), bool)
+    first[1:] = (rows[1:] != rows[:-1]) | (cols[1:] != cols[:-1])
+    upper = sparse.coo_matrix((values[first], (rows[first], cols[first])), shape=(len(vertices),) * 2).tocsr()
+    return (upper + upper.T).tocsr()
+
+
+def _unfolded(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Distance of c and d after both triangles on edge ab are laid flat; the way along the edge where the flat line misses it."""
+    along = b - a
+    length = np.maximum(np.linalg.norm(along, axis=1), 1e-30)
+    along = along / length[:, None]
+    flat = []
+    for p in (c, d):
+        x = ((p - a) * along).sum(1)
+        flat.append((x, np.linalg.norm((p - a) - x[:, None] * along, axis=1)))
+    (cx, cy), (dx, dy) = flat
+    crossing = np.divide(cx * dy + dx * cy, cy + dy, out=(cx + dx) / 2, where=cy + dy > 0).clip(0, length)
+    return np.hypot(crossing - cx, cy) + np.hypot(crossing - dx, dy)
+
+
+def geodesic(graph: sparse.csr_matrix, sources: np.ndarray, limit: float = np.inf) -> np.ndarray:
+    """Geodesic distance from each source vertex to every vertex, f64 [S, V]; infinite beyond `limit` or on another component."""
+    return csgraph.dijkstra(graph, directed=False, indices=sources, limit=limit)

@@ -1,0 +1,242 @@
+"""Building an embedded deformation graph on a mesh: nodes spread by geodesic distance, anchors that never bleed across a gap.
+
+Distances between surface points and nodes run along the surface, so a hand that touches a hip shares no node with it. The
+influence of an anchor then falls off with straight distance, `w ~ (1 - (|x - g| / r)^2)^3`, the definition shared with the neural part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from instant_nk.errors import DataError
+from instant_nk.geometry import surface
+from instant_nk.io.graph import Graph
+
+NODE_AREA = 1.5  # area served by one node of a farthest-point set with covering radius s, in units of s^2 (measured on bodies of several shapes)
+BRIDGE_WEIGHT = 0.1  # stiffness of links between components: a loose part follows its neighbours until evidence says otherwise
+LONG_RANGE_WEIGHT = 0.05  # stiffness of links of the coarser levels, relative to links between neighbours
+LEVEL_RATIO = 4  # each coarser level keeps a quarter of the nodes: twice the spacing
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """Which nodes each vertex of the refined surface can reach, nearest first: parallel arrays sorted by vertex, then distance."""
+
+    vertex: np.ndarray
+    node: np.ndarray
+    distance: np.ndarray
+    rank: np.ndarray
+
+
+def automatic_spacing(vertices: np.ndarray, faces: np.ndarray, max_nodes: int) -> float:
+    """Node spacing at which about `max_nodes` nodes cover the surface, in the vertices' unit."""
+    return float(np.sqrt(surface.face_areas(vertices, faces).sum() / (NODE_AREA * max_nodes)))
+
+
+def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6) -> Graph:
+    """An embedded deformation graph that covers a mesh: every vertex lies within `spacing`, along the surface, of a node.
+
+    Args:
+        vertices: canonical mesh, scene units, [V, 3]; duplicates along texture seams are joined for connectivity.
+        faces: [T, 3].
+        spacing: covering distance in scene units; None: from the surface area and `max_nodes`.
+        anchors: K, nodes that move one vertex.
+        neighbours: edges per node, at least.
+
+    Raises:
+        DataError: the mesh has no area or is not finite.
+    """
+    vertices = np.asarray(vertices, np.float64)
+    if not np.isfinite(vertices).all():
+        raise DataError("deformation graph: the canonical mesh has vertices that are not finite. Re-run stage 'canonical'.")
+    if not len(faces) or surface.face_areas(vertices, faces).sum() <= 0:
+        raise DataError("deformation graph: the canonical mesh has no area. Re-run stage 'canonical' or give another canonical.mesh.")
+    limit = spacing if spacing is not None else automatic_spacing(vertices, faces, max_nodes)
+    welded, joined, welded_of = surface.weld(vertices, np.asarray(faces, np.int64))
+    fine, fine_faces, _ = surface.refine(welded, joined, 0.6 * limit)
+    used = np.zeros(len(fine), bool)
+    used[fine_faces.ravel()] = True
+    paths = surface.distance_graph(fine, fine_faces)
+    part = surface.components(len(fine), fine_faces)
+    chosen = _farthest_points(paths, fine, part, used, limit, None if spacing is not None else max_nodes)
+    return _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours)
+
+
+def on_nodes(vertices: np.ndarray, faces: np.ndarray, node_positions: np.ndarray, anchors: int = 6, neighbours: int = 6) -> Graph:
+    """The graph of nodes given by somebody else (an ED folder): anchors, radii and edges are made for them, positions are kept.
+
+    Each node acts at the surface vertex nearest to it.
+    """
+    vertices = np.asarray(vertices, np.float64)
+    nodes = np.asarray(node_positions, np.float64)
+    welded, joined, welded_of = surface.weld(vertices, np.asarray(faces, np.int64))
+    spacing = float(np.median(cKDTree(nodes).query(nodes, k=2)[0][:, 1])) if len(nodes) > 1 else automatic_spacing(vertices, faces, 1)
+    fine, fine_faces, _ = surface.refine(welded, joined, 0.6 * max(spacing, 0.02 * automatic_spacing(vertices, faces, 1)))
+    paths = surface.distance_graph(fine, fine_faces)
+    part = surface.components(len(fine), fine_faces)
+    chosen = cKDTree(fine).query(nodes)[1]
+    graph = _assemble(paths, fine, part, chosen, welded_of, vertices, spacing, anchors, neighbours, nodes)
+    return graph
+
+
+def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.ndarray, limit: float, max_nodes: int | None) -> np.ndarray:
+    """Vertices chosen one by one, each farthest from those before it, until all lie within `limit`; one at least per component.
+
+    The order is itself a hierarchy: any prefix is an even, coarser covering.
+    """
+    chosen = []
+    distance = np.where(used, np.inf, 0.0)
+    for label in np.unique(part[used]):
+        members = np.flatnonzero((part == label) & used)
+        centre = vertices[members].mean(0)
+        chosen.append(members[np.linalg.norm(vertices[members] - centre, axis=1).argmax()])
+    distance = np.minimum(distance, surface.geodesic(paths, np.array(chosen)).min(0))
+    while True:
+        far = int(distance.argmax())
+        if distance[far] <= limit or (max_nodes is not None and len(chosen) >= max_nodes):
+            return np.array(chosen)
+        chosen.append(far)
+        distance = np.minimum(distance, surface.geodesic(paths, np.array([far]), limit=distance[far])[0])
+
+
+def _reach(paths, nodes: np.ndarray, limit: float) -> _Reach:
+    """Nodes within geodesic distance `limit` of each vertex; computed in blocks so that memory stays bounded."""
+    parts = []
+    block = max(1, int(2e7 // paths.shape[0]))
+    for start in range(0, len(nodes), block):
+        distance = surface.geodesic(paths, nodes[start : start + block], limit=limit)
+        node, vertex = np.nonzero(np.isfinite(distance))
+        parts.append((vertex, node + start, distance[node, vertex]))
+    vertex, node, distance = (np.concatenate(x) for x in zip(*parts))
+    order = np.lexsort((node, distance, vertex))
+    vertex, node, distance = vertex[order], node[order], distance[order]
+    start = np.searchsorted(vertex, np.arange(paths.shape[0]))
+    return _Reach(vertex, node, distance, np.arange(len(vertex)) - start[vertex])
+
+
+def _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours, positions=None) -> Graph:
+    positions = fine[chosen] if positions is None else positions
+    reach = _reach(paths, chosen, 4.0 * limit)
+    m = len(positions)
+    k = min(anchors, m)
+    fine_anchors, fine_near = _nearest_anchors(reach, fine, positions, k)
+    radii = _radii(fine, positions, fine_anchors, reach, k, limit)
+    vertex_anchors = fine_anchors[welded_of]
+    weights = skinning_weights(vertices, vertex_anchors, positions, radii)
+    pairs, stiffness = _edges(reach, chosen, fine_near, positions, part[chosen], neighbours)
+    return Graph(
+        node_positions=positions.astype(np.float32),
+        node_radii=radii.astype(np.float32),
+        edges=pairs.astype(np.int32).reshape(-1, 2),
+        edge_weights=stiffness.astype(np.float32),
+        vertex_anchors=vertex_anchors.astype(np.int32),
+        vertex_weights=weights.astype(np.float32),
+    )
+
+
+def _nearest_anchors(reach: _Reach, fine: np.ndarray, positions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k geodesically nearest nodes of each vertex [V, k], and of those the two nearest (repeated if there is one) [V, 2].
+
+    A vertex that reaches fewer (a small component) is filled up with the node farthest away in space, whose weight is zero by the formula.
+    """
+    result = np.full((len(fine), k), -1, np.int64)
+    take = reach.rank < k
+    result[reach.vertex[take], reach.rank[take]] = reach.node[take]
+    lonely = np.flatnonzero(result[:, 0] < 0)
+    if len(lonely):  # given nodes may miss a component altogether: it hangs on the nearest node in space
+        result[lonely, 0] = cKDTree(positions).query(fine[lonely])[1]
+    near = np.where(result[:, :2] < 0, result[:, :1], result[:, :2]) if k > 1 else np.repeat(result, 2, 1)
+    rows = np.flatnonzero((result < 0).any(1))
+    for block in np.array_split(rows, max(1, len(rows) * len(positions) // 4_000_000)):
+        far = np.linalg.norm(fine[block, None] - positions, axis=-1).argmax(1)
+        result[block] = np.where(result[block] < 0, far[:, None], result[block])
+    return result, near
+
+
+def _radii(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: _Reach, k: int, limit: float) -> np.ndarray:
+    """Radius of each node: where the first node left out by the vertices it anchors lies, so that leaving it out is nearly continuous.
+
+    Never so small that a vertex nearest to the node falls outside.
+    """
+    m = len(positions)
+    dropped = np.full(len(fine), np.nan)
+    next_one = reach.rank == k
+    dropped[reach.vertex[next_one]] = np.linalg.norm(fine[reach.vertex[next_one]] - positions[reach.node[next_one]], axis=1)
+    radii = np.full(m, 1.6 * limit)
+    distance = np.linalg.norm(fine[:, None] - positions[anchors], axis=-1)
+    owner, value = anchors.ravel(), np.repeat(dropped, k)
+    valid = np.isfinite(value)
+    order = np.lexsort((value[valid], owner[valid]))
+    owner, value = owner[valid][order], value[valid][order]
+    start, count = np.searchsorted(owner, np.arange(m)), np.bincount(owner, minlength=m)
+    has = count > 0
+    radii[has] = value[start[has] + count[has] // 2]
+    radii = np.clip(radii, 1.2 * limit, 2.0 * limit)
+    need = np.zeros(m)
+    np.maximum.at(need, anchors[:, 0], distance[:, 0])
+    return np.maximum(radii, 1.25 * need)
+
+
+def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np.ndarray, node_radii: np.ndarray) -> np.ndarray:
+    """Influence of each anchor on a point: `(1 - (|x - g| / r)^2)^3` clamped at zero, rows normalised; all zero: the nearest anchor gets 1.
+
+    Args:
+        points: [N, 3].
+        anchors: [N, K].
+
+    Returns:
+        [N, K].
+    """
+    distance = np.linalg.norm(points[:, None] - node_positions[anchors], axis=-1)
+    weights = np.clip(1 - (distance / node_radii[anchors]) ** 2, 0, None) ** 3
+    total = weights.sum(1, keepdims=True)
+    alone = np.eye(anchors.shape[1])[distance.argmin(1)]
+    return np.where(total > 1e-12, weights / np.maximum(total, 1e-12), alone)
+
+
+def _edges(reach: _Reach, chosen: np.ndarray, near: np.ndarray, positions: np.ndarray, part: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
+    """Node pairs and stiffness: surface neighbours, coarser levels for long range, and weak bridges between components."""
+    m = len(positions)
+    at_node = np.full(len(near), -1)
+    at_node[chosen] = np.arange(m)
+    rows = at_node[reach.vertex] >= 0
+    a, b, distance = at_node[reach.vertex[rows]], reach.node[rows], reach.distance[rows]
+    links = [(np.unique(np.sort(near[near[:, 0] != near[:, 1]], axis=1), axis=0), 1.0)]  # nodes whose regions touch
+    links.append((_knn_pairs(a, b, distance, neighbours), 1.0))
+    size = m // LEVEL_RATIO
+    while size > 2 * neighbours:  # farthest-point order: the first nodes are an even coarser covering
+        inside = (a < size) & (b < size)
+        links.append((_knn_pairs(a[inside], b[inside], distance[inside], neighbours), LONG_RANGE_WEIGHT))
+        size //= LEVEL_RATIO
+    links.append((_bridges(positions, part), BRIDGE_WEIGHT))
+    pairs = np.concatenate([p for p, _ in links])
+    weight = np.concatenate([np.full(len(p), w) for p, w in links])
+    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    best = np.zeros(len(unique))
+    np.maximum.at(best, inverse.reshape(-1), weight)
+    return unique, best
+
+
+def _knn_pairs(a: np.ndarray, b: np.ndarray, distance: np.ndarray, k: int) -> np.ndarray:
+    """Pairs i < j where j is among the k nearest of i or the other way round."""
+    apart = a != b
+    a, b, distance = a[apart], b[apart], distance[apart]
+    order = np.lexsort((b, distance, a))
+    a, b = a[order], b[order]
+    rank = np.arange(len(a)) - np.searchsorted(a, a)
+    return np.unique(np.sort(np.stack([a, b], 1)[rank < k], axis=1), axis=0).reshape(-1, 2)
+
+
+def _bridges(positions: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Pairs that tie each component to the others: every node of all but the largest component to its two nearest nodes elsewhere."""
+    labels, sizes = np.unique(part, return_counts=True)
+    pairs = []
+    for label in labels[np.argsort(-sizes, kind="stable")][1:]:
+        inside, outside = np.flatnonzero(part == label), np.flatnonzero(part != label)
+        k = min(2, len(outside))
+        found = cKDTree(positions[outside]).query(positions[inside], k=k)[1].reshape(len(inside), k)
+        pairs.append(np.sort(np.stack([np.repeat(inside, k), outside[found.ravel()]], 1), axis=1))
+    return np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)

@@ -1,0 +1,146 @@
+"""Stage 5: the motion of all nodes over the sequence; one resumable job."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from instant_nk import log
+from instant_nk.errors import ConfigError, ContractError
+from instant_nk.fitting.correspondences import Target
+from instant_nk.fitting.deformation_solver import Body, Pose
+from instant_nk.fitting.registration import Fit, Options
+from instant_nk.fitting.registration_sequence import register_sequence
+from instant_nk.io import artifact, dataset, ed_folder, graph, mesh, motion, observation
+from instant_nk.layout import Job
+
+logger = logging.getLogger(__name__)
+
+
+def run(job: Job) -> None:
+    """Estimate the motion with our solver, or read it from an external tracker's ED folder."""
+    watch = log.measure()
+    data, nodes = dataset.load(job.paths.manifest), graph.load(job.paths.graph)
+    sources = {"solver": _solve, "ed_folder": _read_ed_folder}
+    source = job.config.registration.source
+    if source not in sources:
+        raise ConfigError(f"config key 'registration.source': '{source}' is not available yet; wanted {' | '.join(sources)}.")
+    result = sources[source](job, data, nodes)
+    header = artifact.make_header("motion", motion.FORMAT, "registration", job.config.registration, _inputs(job))
+    artifact.save_json(job.paths.registration / "motion.json", _metrics(result, nodes) | watch.numbers())
+    motion.save(job.paths.motion, result, header)
+    _partial(job).unlink(missing_ok=True)
+
+
+def _partial(job: Job) -> Path:
+    return job.paths.registration / "motion.partial.npz"
+
+
+def _inputs(job: Job) -> dict[str, str]:
+    return {"graph": artifact.file_hash(job.paths.graph), "mesh": artifact.file_hash(job.paths.canonical_mesh)}
+
+
+def _metrics(result: motion.Motion, nodes: graph.Graph) -> dict:
+    """Per-frame quality, with lengths in node spacings, and the list of frames that stay doubtful."""
+    spacing = nodes.spacing
+
+    def per_frame(values: np.ndarray) -> list[float | None]:
+        return [round(float(v), 6) if np.isfinite(v) else None for v in values]
+
+    return {
+        "frames": result.frames.tolist(),
+        "converged": result.converged.tolist(),
+        "frames_not_converged": result.frames[~result.converged].tolist(),
+        "residual_spacing": per_frame(result.residual / spacing),
+        "coverage": per_frame(result.coverage),
+        "rigidity_spacing": per_frame(result.rigidity / spacing),
+        "spacing_scene": spacing,
+    }
+
+
+def _read_ed_folder(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion:
+    """The motion of an external tracker; nothing was fitted, so its residual and coverage are zero and one."""
+    given = ed_folder.load(job.config.registration.folder, list(data.frames))
+    positions, rotations, translations = ed_folder.to_scene(given, data.scene_from_world)
+    if positions.shape != nodes.node_positions.shape or np.abs(positions - nodes.node_positions).max() > 1e-5:
+        raise ContractError(f"{job.paths.graph}: its nodes are not those of {job.config.registration.folder}/node.txt. Re-run stage 'graph'.")
+    f = len(data.frames)
+    return motion.Motion(
+        np.array(data.frames, np.int32), rotations.astype(np.float32), translations.astype(np.float32),
+        np.ones(f, bool), np.zeros(f, np.float32), np.ones(f, np.float32), _rigidity(nodes, rotations, translations),
+    )  # fmt: skip
+
+
+def _rigidity(nodes: graph.Graph, rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
+    """Mean as-rigid-as-possible edge error per frame, scene units, f32 [F]."""
+    i, j = nodes.edges.T
+    rest = nodes.node_positions[j] - nodes.node_positions[i]
+    live = rest + translations[:, j] - translations[:, i]
+    forward = np.linalg.norm(np.einsum("feij,ej->fei", rotations[:, i], rest) - live, axis=-1)
+    backward = np.linalg.norm(np.einsum("feij,ej->fei", rotations[:, j], rest) - live, axis=-1)
+    return (0.5 * (forward + backward).mean(1)).astype(np.float32) if len(i) else np.zeros(len(rotations), np.float32)
+
+
+def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion:
+    config, device = job.config.registration, job.device
+    seed = job.config.runtime.seed
+    body = Body.from_mesh(nodes, mesh.load(job.paths.canonical_mesh), config.max_points, device, seed)
+    options = Options(iterations=config.iterations, rigidity=config.rigidity_weight)
+
+    def observe(frame: int) -> Target:
+        evidence = observation.load(job.paths.observation(frame))
+        return Target.from_observation(evidence, config.max_points, options.colour * body.spacing, device, seed)
+
+    header = artifact.make_header("motion", motion.FORMAT, "registration", config, _inputs(job))
+    progress = log.Progress("registration", len(data.frames), logger)
+
+    def done(fits: dict[int, Fit]) -> None:
+        motion.save(_partial(job), _to_motion(fits), header)
+        progress.update(len(fits))
+
+    fits = register_sequence(body, list(data.frames), data.canonical_frame, observe, options, _resume(job, header, body), done)
+    return _to_motion(fits)
+
+
+def _to_motion(fits: dict[int, Fit]) -> motion.Motion:
+    frames = sorted(fits)
+
+    def column(name: str, dtype: type) -> np.ndarray:
+        return np.array([getattr(fits[f], name) for f in frames], dtype)
+
+    residual = column("residual", np.float32)
+    return motion.Motion(
+        np.array(frames, np.int32),
+        np.stack([fits[f].pose.rotations.cpu().numpy() for f in frames]).astype(np.float32),
+        np.stack([fits[f].pose.translations.cpu().numpy() for f in frames]).astype(np.float32),
+        column("converged", bool), np.where(np.isfinite(residual), residual, np.float32(9)), column("coverage", np.float32), column("rigidity", np.float32),
+    )  # fmt: skip
+
+
+def _resume(job: Job, header: dict, body: Body) -> dict[int, Fit]:
+    """Fits of an earlier, interrupted run with the same inputs and config; none otherwise."""
+    path = _partial(job)
+    if not path.is_file():
+        return {}
+    try:
+        found = artifact.load_npz(path, "motion", motion.FORMAT)[0]
+        earlier = motion.load(path)
+    except ContractError as error:
+        logger.warning("starting over: %s", error)
+        return {}
+    if found != header:
+        logger.info("%s belongs to other inputs or another config; starting over", path)
+        return {}
+    logger.info("continuing after %d frames of an interrupted run", len(earlier.frames))
+
+    def real(values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values.astype(np.float64), device=body.nodes.device)
+
+    fits = {}
+    for i, frame in enumerate(earlier.frames):
+        pose = Pose(real(earlier.rotations[i]), real(earlier.translations[i]))
+        fits[int(frame)] = Fit(pose, float(earlier.residual[i]), float(earlier.coverage[i]), float(earlier.rigidity[i]), bool(earlier.converged[i]))
+    return fits
