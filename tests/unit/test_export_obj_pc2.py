@@ -35,7 +35,7 @@ def test_textured_obj_shares_vertices_and_names_its_image(animation, tmp_path, m
     assert np.array_equal(iio.imread(tmp_path / "obj" / "texture.png"), texture.image)
     text = (tmp_path / "obj" / "000003.obj").read_text()
     assert text.count("\nv ") == animation.vertices.shape[1] and text.count("\nvt ") == len(texture.uv)
-    read = trimesh.load(tmp_path / "obj" / "000003.obj", process=False, maintain_order=True)
+    read = trimesh.load(tmp_path / "obj" / "000003.obj", process=False)
     assert (read.vertices[read.faces].astype(np.float32) == animation.vertices[0][animation.faces]).all()
     assert np.abs(read.visual.uv[read.faces] - (texture.uv * [1, -1] + [0, 1])[texture.faces]).max() < 1e-6
     assert "map_Kd texture.png" in (tmp_path / "obj" / "surface.mtl").read_text()
