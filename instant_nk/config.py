@@ -350,7 +350,7 @@ def parse(values: dict[str, Any] | None) -> Config:
     Raises:
         ConfigError: unknown key, wrong type, impossible combination; names the key's path.
     """
-    values = merge({}, values or {})
+    values = {name: value for name, value in merge({}, values or {}).items() if not (value is None and name in SECTION_DOC)}
     preset = values.get("preset", Config.preset)
     if preset not in PRESETS:
         raise ConfigError(f"config key 'preset': wanted {' | '.join(PRESETS)}, got {preset!r}. Nearest: '{_nearest(str(preset), list(PRESETS))}'.")
@@ -430,3 +430,53 @@ def _check(config: Config) -> None:
         _require(len(config.dataset.background) == 3, "dataset.background", "[r, g, b]", config.dataset.background)
     if isinstance(config.dataset.cameras, str):
         _require(config.dataset.cameras == "all", "dataset.cameras", "all | N | [names]", config.dataset.cameras)
+
+
+SECTION_DOC = {
+    "frames": "Which frames of the capture to use.",
+    "synthetic": "The built-in capture (capture: synthetic).",
+    "dataset": "Stage 1: cameras, masks, box, canonical frame.",
+    "canonical": "Stage 2: the neural SDF of the canonical frame and its surface.",
+    "graph": "Stage 3: the embedded deformation graph.",
+    "observation": "Stage 4: evidence of the live surface, per frame.",
+    "registration": "Stage 5: the graph's motion.",
+    "field": "Stage 6: the residual field, per window of frames.",
+    "mesh": "Stage 7: the animated mesh and its exports.",
+    "report": "Stage 8: pictures, videos, metrics.",
+    "runtime": "How to run, never what to compute: nothing here re-runs a stage.",
+}
+
+
+def _yaml_lines(values: Any, indent: str) -> list[str]:
+    """One `key: value  # reason` per plain key of a config or section."""
+    hints = typing.get_type_hints(type(values))
+    lines = []
+    for item in dataclasses.fields(values):
+        value, doc = getattr(values, item.name), item.metadata.get("doc")
+        if dataclasses.is_dataclass(value):
+            continue
+        if typing.get_origin(hints[item.name]) is Literal and "|" not in doc:
+            doc += f" ({_describe(hints[item.name])})"
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).removesuffix("...\n").strip()
+        lines.append(f"{indent}{item.name}: {text}  # {doc}\n")
+    return lines
+
+
+def to_yaml(config: Config, commented: tuple[str, ...] = ()) -> str:
+    """Every key of a config with its reason, as YAML that `load` reads back; the keys of sections in `commented` are written as comments."""
+    lines = _yaml_lines(config, "")
+    for item in dataclasses.fields(config):
+        if item.name in SECTION_DOC:
+            indent = "  # " if item.name in commented else "  "
+            lines += [f"\n# {SECTION_DOC[item.name]}\n{item.name}:\n", *_yaml_lines(getattr(config, item.name), indent)]
+    return "".join(lines)
+
+
+def template() -> str:
+    """The text of `config/config.yaml`: every key at its default; those of synthetic and the stages as comments, so that presets take effect."""
+    head = (
+        "# Every key, at its default. Written by `instant-nk config --template`; the schema is instant_nk/config.py.\n"
+        "# A key behind '#' takes its value from the quality preset: remove the '#' to set it yourself. `instant-nk config --preset fast` prints a preset in full.\n"
+        "# Own runs: leave this file alone and give `--config capture=PATH sequence=NAME`, or a file of your own with `--configfile my.yaml`.\n\n"
+    )
+    return head + to_yaml(Config(), commented=tuple(name for name in SECTION_DOC if name not in ("frames", "runtime")))

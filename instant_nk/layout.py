@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instant_nk.config import SYNTHETIC, Config
+from instant_nk.config import Config
 from instant_nk.errors import ConfigError
 
 # Raise a stage's version when its result changes for the same input and config: Snakemake then re-runs it.
 STAGE_VERSION = {
+    "synthetic": 1,
     "dataset": 1,
     "canonical": 1,
     "graph": 1,
@@ -21,12 +22,13 @@ STAGE_VERSION = {
     "mesh": 1,
     "report": 1,
 }
-STAGES = tuple(STAGE_VERSION)
+STAGES = ("dataset", "canonical", "graph", "observation", "registration", "field", "mesh", "report")
 
 # The config each stage reads: whole sections or single keys. The rules pass exactly this (so only its change re-runs the stage),
 # and a stage that reads anything else fails.
 STAGE_READS = {
-    "dataset": ("dataset", "frames", "capture"),
+    "synthetic": ("synthetic",),
+    "dataset": ("dataset", "frames", "capture", "synthetic"),
     "canonical": ("canonical",),
     "graph": ("graph", "registration.source", "registration.folder"),
     "observation": ("observation",),
@@ -42,11 +44,6 @@ class Paths:
     """Every path of one sequence: `results/{sequence}/1_dataset … 8_report`."""
 
     root: Path
-
-    @property
-    def capture(self) -> Path:
-        """Where the built-in capture is written when the config asks for it."""
-        return self.root / "0_capture"
 
     @property
     def logs(self) -> Path:
@@ -206,11 +203,6 @@ def select(frames: list[int], part: str) -> list[int]:
     """The frames of the sequence that lie in `part`."""
     first, last = part_frames(part)
     return [f for f in frames if first <= f <= last]
-
-
-def capture_dir(config: Config) -> Path:
-    """Folder of the capture: the user's, or where the built-in one is written."""
-    return paths_of(config).capture if config.capture == SYNTHETIC else Path(config.capture)
 
 
 def stage_config(config: Config, stage: str) -> dict:

@@ -1,0 +1,95 @@
+"""The `instant-nk` command: one stage, the config, a look at results. Heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from instant_nk import __version__, entry, layout, log
+from instant_nk import config as schema
+from instant_nk.errors import ConfigError
+
+STAGE_HELP = {
+    "dataset": "validate a capture and write the dataset",
+    "canonical": "reconstruct the canonical surface and colour",
+    "graph": "place the deformation graph's nodes",
+    "observation": "observe the live surface of a batch of frames (--part)",
+    "registration": "estimate the nodes' motion over the sequence",
+    "field": "fit the residual field of a window (--part)",
+    "mesh": "carry the canonical vertices through a window (--part), or join the windows",
+    "report": "measure, draw and write the report",
+}
+
+
+def overrides(pairs: list[str]) -> dict[str, object]:
+    """`["field.steps=300"]` as a table; values are read as YAML, like Snakemake's `--config`."""
+    import yaml
+
+    result: dict[str, object] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise ConfigError(f"--set {pair}: wanted key=value, e.g. field.steps=300.")
+        result = schema.merge(result, {name: yaml.safe_load(text)})
+    return result
+
+
+def read_config(args: argparse.Namespace) -> schema.Config:
+    """The config of a command: defaults, preset, `--config` file, `--set` pairs."""
+    over = overrides(args.set)
+    return schema.load(args.config, **over) if args.config else schema.parse(over)
+
+
+def run_stage(args: argparse.Namespace) -> None:
+    config = read_config(args)
+    for one in schema.for_sequences(config, schema.to_dict(config)).values():
+        log.setup(one.runtime.log_level)
+        entry.run_stage(args.command, one, args.part)
+
+
+def print_config(args: argparse.Namespace) -> None:
+    if args.preset:
+        args.set.append(f"preset={args.preset}")
+    print(schema.template() if args.template else schema.to_yaml(read_config(args)), end="")
+
+
+def print_summary(args: argparse.Namespace) -> None:
+    from instant_nk.viewer import summary
+
+    print(summary.text(Path(args.results)))
+
+
+def with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--config", metavar="FILE", help="configuration file; without it the defaults")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one key, e.g. --set field.steps=300 (repeatable)")
+    return parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="instant-nk", description="Calibrated multi-view video in, one tracked animated mesh out. The whole pipeline: snakemake --cores N."
+    )
+    parser.add_argument("--version", action="version", version=f"instant-nk {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for stage in layout.STAGES:
+        command = with_config(commands.add_parser(stage, help=STAGE_HELP[stage], description=f"Stage '{stage}': {STAGE_HELP[stage]}."))
+        command.add_argument("--part", metavar="FIRST-LAST", help="window or batch of frames, e.g. 000000-000009")
+        command.set_defaults(run=run_stage)
+    command = with_config(commands.add_parser("config", help="print the effective configuration in full, every key explained"))
+    command.add_argument("--preset", choices=list(schema.PRESETS), help="short for --set preset=NAME")
+    command.add_argument("--template", action="store_true", help="print config/config.yaml as shipped instead")
+    command.set_defaults(run=print_config)
+    command = commands.add_parser("summary", help="print where a sequence's results are, and its metrics")
+    command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
+    command.set_defaults(run=print_summary)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    return entry.guarded(lambda: args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""How a stage is run, from the command line or from a rule: log, seed, threads, device, backend, call, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import importlib
+import json
+import logging
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instant_nk import __version__, layout, log
+from instant_nk import config as schema
+from instant_nk.errors import BackendError, ConfigError, InstantNKError
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # what shells report for a process ended by ctrl-C
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+ORPHAN_CHECK_S = 1.0
+
+
+class Unread:
+    """Stands for a config section that a stage has no right to read: the rules would not re-run it when that section changes."""
+
+    def __init__(self, stage: str, section: str, values: dict[str, Any]):
+        self.__dict__.update(values)
+        self.__dict__["_stage"], self.__dict__["_section"] = stage, section
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ConfigError(
+            f"stage '{self._stage}' reads config key '{self._section}.{name}', which is not among layout.STAGE_READS['{self._stage}']. "
+            "Add it there, so that its change re-runs the stage, or read the number from the earlier stage's artifact."
+        )
+
+
+def restrict(config: schema.Config, stage: str) -> schema.Config:
+    """`config` with every section `stage` does not read replaced by one that raises a `ConfigError` when it is read."""
+    own = layout.stage_values(config, stage)
+    hidden = {}
+    for item in dataclasses.fields(config):
+        whole = item.name in layout.STAGE_READS[stage] or item.name == "runtime"
+        if dataclasses.is_dataclass(getattr(config, item.name)) and not whole:
+            hidden[item.name] = Unread(stage, item.name, own.get(item.name, {}))
+    return dataclasses.replace(config, **hidden)
+
+
+def has_nvidia_device() -> bool:
+    """Whether this machine shows an NVIDIA device, found without importing torch."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def resolve_device(wanted: str) -> str:
+    """`cpu` or `cuda` for `runtime.device`; torch is asked only where a GPU may be.
+
+    Raises:
+        BackendError: cuda was asked for by name and torch cannot use it here.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not has_nvidia_device()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise BackendError(
+            f"runtime.device=cuda: torch {torch.__version__} finds no usable GPU on {platform.node()}. Check the driver with nvidia-smi, or set runtime.device=auto."
+        )
+    logger.warning("a GPU is present but torch %s cannot use it; computing on the CPU", torch.__version__)
+    return "cpu"
+
+
+def commit() -> str:
+    """Short git commit of the code that runs, `+` when files differ from it; `none` outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "none"
+    try:
+        text = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=9"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return text.strip()
+
+
+def prepare(runtime: schema.RuntimeConfig, threads: int | None) -> str:
+    """Seed every generator, set the threads, choose device and backend, and log the first line.
+
+    Only what is loaded is prepared: a stage without torch does not pay for importing it.
+
+    Returns:
+        the device.
+    """
+    import numpy as np
+
+    random.seed(runtime.seed)
+    np.random.seed(runtime.seed)
+    first = {"version": __version__, "commit": commit(), "seed": runtime.seed, "host": platform.node(), "pid": os.getpid()}
+    device = "cpu"
+    if torch := sys.modules.get("torch"):
+        from instant_nk.kernels import _backend
+
+        torch.manual_seed(runtime.seed)
+        if threads := runtime.threads or threads:
+            torch.set_num_threads(threads)
+        device = resolve_device(runtime.device)
+        _backend.select(runtime.backend)
+        name = torch.cuda.get_device_name().replace(" ", "_") if device == "cuda" else "cpu"
+        first |= {"device": name, "backend": _backend.describe(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    logger.info("%s", log.fields(**first))
+    return device
+
+
+def run_stage(stage: str, config: schema.Config, part: str | None = None, threads: int | None = None) -> None:
+    """Run one stage, or one part of it, and save the config it used beside its outputs.
+
+    Args:
+        part: window or batch of frames (`000000-000009`); None where the stage is one job.
+        threads: CPU threads of this job; None: the library's choice. `runtime.threads` overrides it.
+    """
+    from instant_nk.io import artifact
+
+    if part is not None:
+        layout.part_frames(part)
+    module = importlib.import_module(f"instant_nk.stages.{stage}")
+    device = prepare(config.runtime, threads)
+    paths = layout.paths_of(config)
+    module.run(layout.Job(restrict(config, stage), paths, device, part))
+    if stage in layout.STAGES:
+        used = {"stage": stage, "stage_version": layout.STAGE_VERSION[stage], "package_version": __version__, "config": layout.stage_values(config, stage)}
+        artifact.save_json(paths.stage_dir(stage) / "config.json", used)
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Call `work` and turn what can go wrong into one message and an exit code. A bug keeps its traceback."""
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that files written aside are removed
+        work()
+    except InstantNKError as error:
+        _complain(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted. Run the same command again to go on.")
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (*FULL_DISK, errno.EROFS):
+            raise
+        _complain(f"{error.filename or 'a file'}: could not be written: {error.strerror}. Free space, then run the same command again.")
+        return InstantNKError.exit_code
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+            raise
+        _complain(f"out of memory: {error}. Lower this stage's samples_per_step (or max_image_side), or give the job more memory.")
+        return InstantNKError.exit_code
+    return 0
+
+
+def _complain(message: str) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def stop_when_orphaned() -> None:
+    """End this process when the one that started it is gone, so that a workflow killed with -9 leaves no job writing behind it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            threading.Event().wait(ORPHAN_CHECK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
+
+
+def rule(stage: str, argv: list[str] | None = None) -> int:
+    """Run a stage for a Snakemake rule (`workflow/scripts/{stage}.py`), which passes what the stage reads as JSON."""
+    parser = argparse.ArgumentParser(description=f"Run stage '{stage}' for a rule of the workflow; by hand use `instant-nk {stage}`.")
+    parser.add_argument("--sequence", required=True, help="name of the result folder")
+    parser.add_argument("--config", required=True, type=json.loads, help="what the stage reads of the config, JSON")
+    parser.add_argument("--runtime", required=True, type=json.loads, help="the runtime section, JSON")
+    parser.add_argument("--part", help="window or batch of frames, e.g. 000000-000009")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        stop_when_orphaned()
+        config = schema.parse({**args.config, "sequence": args.sequence, "runtime": args.runtime})
+        log.setup(config.runtime.log_level)
+        run_stage(stage, config, args.part, args.threads)
+
+    return guarded(work)

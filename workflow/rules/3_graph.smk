@@ -1,0 +1,28 @@
+# Stage 3: the nodes of the deformation graph, and how they hold the canonical mesh.
+
+
+rule graph:
+    input:
+        every_sequence(AT.graph),
+
+
+rule graph_sequence:
+    input:
+        manifest=AT.manifest,
+        mesh=AT.canonical_mesh,
+        motion=given_motion,
+    output:
+        AT.graph,
+    log:
+        f"{LOGS}/3_graph.log",
+    benchmark:
+        f"{LOGS}/3_graph.tsv"
+    resources:
+        mem_mb=memory_mb(3000),
+        runtime=30,
+    params:
+        config=reads("graph"),
+        version=layout.STAGE_VERSION["graph"],
+    shell:
+        "exec {sys.executable:q} {SCRIPTS:q}/graph.py --sequence {wildcards.sequence} --threads {threads}"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"

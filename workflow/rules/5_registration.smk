@@ -1,0 +1,32 @@
+# Stage 5: the nodes' motion over the sequence; one resumable job.
+
+
+rule registration:
+    input:
+        every_sequence(AT.motion),
+
+
+rule registration_sequence:
+    input:
+        manifest=AT.manifest,
+        mesh=AT.canonical_mesh,
+        graph=AT.graph,
+        observations=registration_evidence,
+        motion=given_motion,
+    output:
+        AT.motion,
+    log:
+        f"{LOGS}/5_registration.log",
+    benchmark:
+        f"{LOGS}/5_registration.tsv"
+    threads: 2
+    resources:
+        gpu=GPU,
+        mem_mb=memory_mb(4000),
+        runtime=720,
+    params:
+        config=reads("registration"),
+        version=layout.STAGE_VERSION["registration"],
+    shell:
+        "exec {sys.executable:q} {SCRIPTS:q}/registration.py --sequence {wildcards.sequence} --threads {threads}"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"

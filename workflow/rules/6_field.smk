@@ -1,0 +1,31 @@
+# Stage 6: the residual field of a window; windows are independent and may run side by side.
+
+
+rule field:
+    input:
+        [window for sequence in SEQUENCES for window in every_window(AT.field("{window}"), sequence)],
+
+
+rule field_window:
+    input:
+        manifest=AT.manifest,
+        canonical=AT.canonical_field,
+        mesh=AT.canonical_mesh,
+        graph=AT.graph,
+        motion=AT.motion,
+    output:
+        AT.field("{window}"),
+    log:
+        f"{LOGS}/6_field.{{window}}.log",
+    benchmark:
+        f"{LOGS}/6_field.{{window}}.tsv"
+    resources:
+        gpu=GPU,
+        mem_mb=memory_mb(6000),
+        runtime=240,
+    params:
+        config=reads("field"),
+        version=layout.STAGE_VERSION["field"],
+    shell:
+        "exec {sys.executable:q} {SCRIPTS:q}/field.py --sequence {wildcards.sequence} --part {wildcards.window} --threads {threads}"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"

@@ -1,0 +1,54 @@
+# Stage 7: the canonical vertices at every frame: a job per window, then one that joins the windows and exports.
+
+
+rule mesh:
+    input:
+        every_sequence(AT.animation),
+
+
+rule mesh_window:
+    input:
+        manifest=AT.manifest,
+        canonical=AT.canonical_field,
+        mesh=AT.canonical_mesh,
+        graph=AT.graph,
+        motion=AT.motion,
+        field=AT.field("{window}"),
+    output:
+        AT.mesh_window("{window}"),
+    log:
+        f"{LOGS}/7_mesh.{{window}}.log",
+    benchmark:
+        f"{LOGS}/7_mesh.{{window}}.tsv"
+    resources:
+        gpu=GPU,
+        mem_mb=memory_mb(4000),
+        runtime=60,
+    params:
+        config=reads("mesh"),
+        version=layout.STAGE_VERSION["mesh"],
+    shell:
+        "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --part {wildcards.window} --threads {threads}"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+
+
+rule mesh_join:
+    input:
+        manifest=AT.manifest,
+        mesh=AT.canonical_mesh,
+        windows=lambda wildcards: every_window(AT.mesh_window("{window}"), wildcards.sequence),
+    output:
+        AT.animation,
+    log:
+        f"{LOGS}/7_mesh.log",
+    benchmark:
+        f"{LOGS}/7_mesh.tsv"
+    resources:
+        mem_mb=memory_mb(4000),
+        runtime=60,
+    params:
+        config=reads("mesh"),
+        version=layout.STAGE_VERSION["mesh"],
+    shell:
+        "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --threads {threads}"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"

@@ -1,0 +1,153 @@
+# Config, names and input functions shared by the rules; no rules here.
+#
+# A rule re-runs when its inputs, its `params` or its text change. `params.config` holds exactly what the stage reads
+# (layout.STAGE_READS) and `params.version` its STAGE_VERSION; RUNTIME reaches the command line as a global, so that
+# device, threads and log level re-run nothing.
+import functools
+import json
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+
+from instant_nk import config as schema
+from instant_nk import entry, layout
+from instant_nk.errors import InstantNKError
+from instant_nk.io import capture as captures
+
+
+def or_stop(work):
+    """The result of `work`, or the one clear message that stops Snakemake."""
+    try:
+        return work()
+    except InstantNKError as error:
+        raise WorkflowError(f"{type(error).__name__}: {error}") from None
+
+
+CONFIG = or_stop(lambda: schema.parse(config))
+SEQUENCES = or_stop(lambda: schema.for_sequences(CONFIG, config))
+RESULTS = CONFIG.runtime.results
+RUNTIME = json.dumps(schema.to_dict(CONFIG.runtime))
+SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+LOGS = f"{RESULTS}/{{sequence}}/logs"
+CORES = workflow.cores or 8  # None when a cluster counts them
+GPU = int(CONFIG.runtime.device == "cuda" or (CONFIG.runtime.device == "auto" and entry.has_nvidia_device()))
+
+# Configs of the built-in captures this run needs, by the name of their folder.
+SYNTHETIC = {captures.resolve_capture(c).name.removeprefix("synthetic-"): c for c in SEQUENCES.values() if c.capture == schema.SYNTHETIC}
+
+# Paths with wildcards, for the rules' inputs and outputs.
+AT = layout.Paths(Path(RESULTS) / "{sequence}")
+
+
+wildcard_constraints:
+    sequence=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+    window=r"\d+-\d+",
+    batch=r"\d+-\d+",
+    digest=r"[0-9a-f]+",
+
+
+def config_of(wildcards):
+    """Config of a sequence of this run."""
+    if wildcards.sequence not in SEQUENCES:
+        raise WorkflowError(f"sequence '{wildcards.sequence}' is not in the config; it has {', '.join(SEQUENCES)}.")
+    return SEQUENCES[wildcards.sequence]
+
+
+def reads(stage):
+    """Input function for `params`: what `stage` reads of its sequence's config, as JSON."""
+    return lambda wildcards: json.dumps(layout.stage_values(config_of(wildcards), stage))
+
+
+def memory_mb(base):
+    """Input function for `resources`: `base` MiB, and as much again at every retry."""
+    return lambda wildcards, attempt: base * attempt
+
+
+# What the capture and other inputs outside results/ are made of.
+
+
+@functools.cache
+def frames_of(sequence):
+    """Absolute frame numbers of a sequence, from its capture and `frames`."""
+    return or_stop(lambda: captures.frames_of(SEQUENCES[sequence]))
+
+
+@functools.cache
+def capture_digest_of(sequence):
+    """Digest of the capture's listing; says what changed since the dataset was made, if anything did."""
+    settings = SEQUENCES[sequence]
+    if settings.capture == schema.SYNTHETIC:
+        return None
+    found = or_stop(lambda: captures.listing(settings.capture))
+    if changes := captures.changes_since(layout.paths_of(settings).manifest, found):
+        logger.warning(f"The capture {settings.capture} changed: {changes}. Sequence '{sequence}' is computed again from stage 'dataset' on.")
+    return captures.digest(found)
+
+
+def capture_digest(wildcards):
+    return capture_digest_of(wildcards.sequence)
+
+
+def capture_files(wildcards):
+    """Input function: the capture's json files; its images are watched through `capture_digest`."""
+    settings = config_of(wildcards)
+    if settings.capture == schema.SYNTHETIC:
+        return captures.resolve_capture(settings) / "transforms.json"
+    return or_stop(lambda: captures.capture_inputs(settings.capture))
+
+
+def given_mesh(wildcards):
+    """Input function: the canonical mesh the user brings, if any."""
+    return config_of(wildcards).canonical.mesh or []
+
+
+def given_meshes(wildcards):
+    """Input function: the per-frame meshes the user brings, if any."""
+    settings = config_of(wildcards).observation
+    return sorted(Path(settings.folder).iterdir()) if settings.provider == "meshes" else []
+
+
+def given_motion(wildcards):
+    """Input function: the files of an external tracker's motion, if it is used."""
+    settings = config_of(wildcards).registration
+    if settings.source == "solver":
+        return []
+    folder = Path(settings.folder)
+    return [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# What the parallel stages are cut into; known before anything runs.
+
+
+def batches_of(sequence):
+    """Batches of frames observed by one job each."""
+    return layout.batches(frames_of(sequence), SEQUENCES[sequence].observation.frames_per_job)
+
+
+@functools.cache
+def windows_of(sequence):
+    """Windows of frames fitted by one job each."""
+    field = SEQUENCES[sequence].field
+    return layout.windows(frames_of(sequence), field.window_frames, field.overlap)
+
+
+def every_sequence(path):
+    """`path` (with wildcards) for all sequences of this run."""
+    return expand(str(path), sequence=SEQUENCES)
+
+
+def every_batch(sequence):
+    """The observation of all frames of a sequence."""
+    return expand(str(AT.observation_batch("{batch}")), sequence=sequence, batch=batches_of(sequence))
+
+
+def every_window(path, sequence):
+    """`path` (with wildcards) for all windows of a sequence."""
+    return expand(str(path), sequence=sequence, window=windows_of(sequence))
+
+
+def registration_evidence(wildcards):
+    """Input function: observations, unless the motion comes from elsewhere."""
+    return every_batch(wildcards.sequence) if config_of(wildcards).registration.source == "solver" else []
