@@ -1,0 +1,65 @@
+"""Names and places: windows cover the frames, batches divide them, every stage has a folder."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instant_nk import config as schema
+from instant_nk import layout
+from instant_nk.errors import ConfigError
+
+frame_lists = st.builds(lambda first, count, step: list(range(first, first + count * step, step)), st.integers(0, 5000), st.integers(1, 80), st.integers(1, 3))
+
+
+@given(frame_lists, st.integers(3, 12), st.integers(2, 5))
+def test_windows_cover_all_frames_and_neighbours_share_the_overlap(frames, length, overlap):
+    length = max(length, overlap + 1)
+    names = layout.windows(frames, length, overlap)
+    parts = [layout.select(frames, name) for name in names]
+    assert sorted({f for part in parts for f in part}) == frames
+    assert all(len(part) <= length for part in parts)
+    assert len(set(names)) == len(names)
+    for left, right in zip(parts, parts[1:]):
+        assert len(set(left) & set(right)) >= overlap
+
+
+@given(frame_lists, st.integers(1, 9))
+def test_batches_divide_the_frames(frames, size):
+    parts = [layout.select(frames, name) for name in layout.batches(frames, size)]
+    assert [f for part in parts for f in part] == frames
+    assert all(1 <= len(part) <= size for part in parts)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_part_is_named_by_its_first_and_last_frame():
+    assert layout.part_name(0, 9) == "000000-000009"
+    assert layout.part_frames("000000-000009") == (0, 9)
+
+
+@pytest.mark.parametrize("name", ["", "5", "000009-000000", "a-b", "1-2-3"])
+def test_a_garbled_part_is_refused(name):
+    with pytest.raises(ConfigError, match="not a range of frames"):
+        layout.part_frames(name)
+
+
+def test_every_stage_has_a_folder_numbered_in_order():
+    paths = layout.paths_of(schema.Config())
+    folders = [paths.dataset, paths.canonical, paths.graph_dir, paths.observation_dir, paths.registration, paths.field_dir, paths.mesh, paths.report]
+    assert [paths.stage_dir(stage) for stage in layout.STAGES] == folders
+    assert [folder.name for folder in folders] == [f"{i}_{stage}" for i, stage in enumerate(layout.STAGES, 1)]
+
+
+def test_what_a_stage_reads_is_a_config_again():
+    config = schema.parse({"preset": "tiny", "field": {"steps": 3}})
+    for stage in layout.STAGE_READS:
+        values = layout.stage_values(config, stage)
+        again = schema.parse({"preset": "tiny", **values})
+        assert layout.stage_values(again, stage) == values
+    assert layout.stage_values(config, "field") == {"field": schema.to_dict(config.field)}
+    assert layout.stage_values(config, "graph")["registration"] == {"source": "solver", "folder": None}
+
+
+def test_a_changed_key_changes_what_its_own_stage_reads_and_no_earlier_stage():
+    before, after = schema.Config(), schema.parse({"field": {"learning_rate": 1.0}})
+    changed = [stage for stage in layout.STAGES if layout.stage_values(before, stage) != layout.stage_values(after, stage)]
+    assert changed == ["field"]
