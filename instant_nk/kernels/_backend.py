@@ -24,9 +24,9 @@ MIN_CAPABILITY = (8, 0)  # what Triton's own releases support
 TRITON_DTYPES = (torch.float32, torch.float16)
 OFFERS = {  # kernel folder: backends it has code for
     "hash_encoding": ("reference", "numba"),
-    "blend_skinning": ("reference",),
-    "ray_sampling": ("reference",),
-    "volume_rendering": ("reference",),
+    "blend_skinning": ("reference", "numba"),
+    "ray_sampling": ("reference", "numba"),
+    "volume_rendering": ("reference", "numba"),
 }
 
 _selected = "auto"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+LEAST_DETERMINANT = 1e-3  # of the Jacobian in a Newton step; the blend of rotations has 1 where it does not fold
 LEAST_STEP = 1 / 64  # a Newton step damped further than this has met a fold: more halving does not help
 
 
@@ -31,48 +31,17 @@ def blend_with_jacobian(
     return live, turned + (carried - live[:, None]).transpose(1, 2) @ slopes
 
 
-def inverse(
+def newton(
     live: Tensor, guess: Tensor, anchors: Tensor, node_positions: Tensor, node_radii: Tensor, rotations: Tensor, translations: Tensor,
     frame_index: Tensor, iterations: int, tolerance: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """x with blend(x) = live by damped Newton, and whether |blend(x) - live| <= tolerance."""
-    return _Inverse.apply(live, rotations, translations, guess, anchors, node_positions, node_radii, frame_index, iterations, tolerance)
+    """x with blend(x) = live: damped Newton on the points still open.
 
-
-class _Inverse(torch.autograd.Function):
-    """Newton forwards; backwards the implicit function theorem: dx = J^-1 (d live - d blend at fixed x)."""
-
-    @staticmethod
-    def forward(ctx, live, rotations, translations, guess, anchors, node_positions, node_radii, frame_index, iterations, tolerance):
-        graph = (anchors, node_positions, node_radii, rotations, translations, frame_index)
-        canonical, converged = newton(blend_with_jacobian, live, guess, graph, iterations, tolerance)
-        ctx.save_for_backward(canonical, converged, *graph)
-        ctx.mark_non_differentiable(converged)
-        return canonical, converged
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient, _):
-        canonical, converged, anchors, node_positions, node_radii, rotations, translations, frame_index = ctx.saved_tensors
-        with torch.enable_grad():
-            rotations, translations = rotations.detach().requires_grad_(), translations.detach().requires_grad_()
-            live, jacobian = blend_with_jacobian(canonical, anchors, node_positions, node_radii, rotations, translations, frame_index)
-            to_live = torch.where(converged[:, None], solve_step(jacobian.detach().transpose(1, 2), gradient), 0.0)
-            to_rotations, to_translations = torch.autograd.grad(live, (rotations, translations), -to_live)
-        return to_live, to_rotations, to_translations, *(None,) * 7
-
-
-def newton(blend_with_jacobian, live: Tensor, guess: Tensor, graph: tuple, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Damped Newton on the points still open: a step that does not lower the residual is halved, a good one doubles the next.
-
-    Args:
-        blend_with_jacobian: the forward op to invert.
-        graph: (anchors, node_positions, node_radii, rotations, translations, frame_index).
+    A step that does not lower the residual is halved, a good one doubles the next.
 
     Returns:
         The best point found for each live point, and whether its residual is within tolerance.
     """
-    anchors, node_positions, node_radii, rotations, translations, frame_index = graph
     canonical = guess.detach().clone()
     error = torch.full_like(live[:, 0], torch.inf)
     open_ = torch.arange(len(live), device=live.device)
@@ -96,12 +65,12 @@ def newton(blend_with_jacobian, live: Tensor, guess: Tensor, graph: tuple, itera
 
 
 def solve_step(matrix: Tensor, right: Tensor) -> Tensor:
-    """matrix^-1 right for [N, 3, 3] by cross products; a near-singular matrix is held at a determinant of 1e-3, so steps stay finite."""
+    """matrix^-1 right for [N, 3, 3] by cross products; the determinant is held away from zero, so that steps stay finite."""
     a, b, c = matrix.unbind(2)
     bc = torch.linalg.cross(b, c)
     determinant = (a * bc).sum(1)
-    floor = torch.where(determinant < 0, -1e-3, 1e-3).to(determinant)
-    determinant = torch.where(determinant.abs() < 1e-3, floor, determinant)
+    held = torch.where(determinant < 0, -LEAST_DETERMINANT, LEAST_DETERMINANT).to(determinant)
+    determinant = torch.where(determinant.abs() < LEAST_DETERMINANT, held, determinant)
     x = (right * bc).sum(1)
     y = (right * torch.linalg.cross(c, a)).sum(1)
     z = (right * torch.linalg.cross(a, b)).sum(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from instant_nk.kernels import _checks
+from instant_nk.kernels import _backend, _checks
 from instant_nk.kernels.ray_sampling import reference
 
 OP = "ray_sampling"
@@ -49,5 +49,12 @@ def march(
         _checks.tensor(OP, "grid_index", grid_index, (rays,), _checks.INTEGERS, like=origins)
     if not step > 0:
         raise ValueError(f"{OP}: step must be a positive distance in scene units; got {step}.")
+    backend = _backend.choose(OP, origins, directions)
+    if backend == "triton":
+        from instant_nk.kernels.ray_sampling import triton as ops
+    elif backend == "numba":
+        from instant_nk.kernels.ray_sampling import cpu as ops
+    else:
+        ops = reference
     with torch.no_grad():
-        return reference.march(origins, directions, occupancy, step, jitter, near, grid_index)
+        return ops.march(origins, directions, occupancy, step, jitter, near, grid_index)

@@ -1,14 +1,21 @@
 """Volume rendering of packed samples: transmittance, weights, and sums along rays.
 
 Samples of all rays are concatenated, ray after ray and near to far within each; `ray_indices` names every sample's ray.
-First-order differentiable in alphas, weights and values; exact where an alpha is 1.
+First-order differentiable in alphas, weights and values, exact where an alpha is 1; a second derivative is refused
+(the reference backend alone has it).
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from types import ModuleType
+from typing import Any
 
-from instant_nk.kernels import _checks
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from instant_nk.kernels import _backend, _checks
 from instant_nk.kernels.volume_rendering import reference
 
 OP = "volume_rendering"
@@ -29,7 +36,10 @@ def render_weights(alphas: Tensor, ray_indices: Tensor, n_rays: int) -> tuple[Te
     """
     _checks.tensor(OP, "alphas", alphas, ("samples",))
     _checks.tensor(OP, "ray_indices", ray_indices, (alphas.shape[0],), _checks.INTEGERS, like=alphas)
-    return reference.render_weights(alphas, ray_indices, n_rays)
+    compiled = _compiled(alphas)
+    if compiled is None:
+        return reference.render_weights(alphas, ray_indices, n_rays)
+    return _RenderWeights.apply(alphas, ray_indices, n_rays, compiled)
 
 
 def accumulate(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_rays: int) -> Tensor:
@@ -45,7 +55,52 @@ def accumulate(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_ra
         Float [rays, channels] (one channel when `values` is None); zero for rays without samples.
     """
     _checks.tensor(OP, "weights", weights, ("samples",))
-    if values is not None:
-        _checks.tensor(OP, "values", values, (weights.shape[0], "channels"), like=weights)
+    if values is None:
+        values = torch.ones_like(weights)[:, None]
+    _checks.tensor(OP, "values", values, (weights.shape[0], "channels"), like=weights)
     _checks.tensor(OP, "ray_indices", ray_indices, (weights.shape[0],), _checks.INTEGERS, like=weights)
-    return reference.accumulate(weights, values, ray_indices, n_rays)
+    compiled = _compiled(weights, values)
+    if compiled is None:
+        return reference.accumulate(weights, values, ray_indices, n_rays)
+    return _Accumulate.apply(weights, values, ray_indices, n_rays, compiled)
+
+
+def _compiled(*tensors: Tensor) -> ModuleType | None:
+    """The backend's module of forwards and gradients; None for the reference, which leaves the gradients to autograd."""
+    backend = _backend.choose(OP, *tensors)
+    if backend == "triton":
+        from instant_nk.kernels.volume_rendering import triton as module
+    elif backend == "numba":
+        from instant_nk.kernels.volume_rendering import cpu as module
+    else:
+        module = None
+    return module
+
+
+class _RenderWeights(Function):
+    @staticmethod
+    def forward(ctx: Any, alphas: Tensor, ray_indices: Tensor, n_rays: int, ops: ModuleType) -> tuple[Tensor, Tensor]:
+        weights, transmittance = ops.render_weights(alphas, ray_indices, n_rays)
+        ctx.save_for_backward(alphas, transmittance, ray_indices)
+        ctx.n_rays, ctx.ops = n_rays, ops
+        return weights, transmittance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_weights: Tensor, grad_transmittance: Tensor) -> tuple[Tensor | None, ...]:
+        alphas, transmittance, ray_indices = ctx.saved_tensors
+        return ctx.ops.render_weights_grad(alphas, transmittance, ray_indices, ctx.n_rays, grad_weights, grad_transmittance), None, None, None
+
+
+class _Accumulate(Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, values: Tensor, ray_indices: Tensor, n_rays: int, ops: ModuleType) -> Tensor:
+        ctx.save_for_backward(weights, values, ray_indices)
+        ctx.ops = ops
+        return ops.accumulate(weights, values, ray_indices, n_rays)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, values, ray_indices = ctx.saved_tensors
+        return *ctx.ops.accumulate_grad(weights, values, ray_indices, grad), None, None, None

@@ -24,9 +24,9 @@ def render_weights(alphas: Tensor, ray_indices: Tensor, n_rays: int) -> tuple[Te
     return alphas * transmittance, transmittance
 
 
-def accumulate(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_rays: int) -> Tensor:
+def accumulate(weights: Tensor, values: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
     """Sum of w_i v_i over the samples of each ray, [rays, channels]."""
-    terms = weights[:, None] if values is None else weights[:, None] * values
+    terms = weights[:, None] * values
     return terms.new_zeros(n_rays, terms.shape[1]).index_add(0, ray_indices, terms)
 
 
