@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import trimesh
@@ -44,7 +45,7 @@ def checker_texture(animation) -> Texture:
     return Texture(uv, animation.faces.ravel(), np.arange(3 * t, dtype=np.int32).reshape(t, 3), image)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_texture():
     return checker_texture
 
@@ -54,7 +55,7 @@ def animation() -> Animation:
     return bending_body()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_animation():
     return bending_body
 
@@ -109,3 +110,20 @@ def full_disk(monkeypatch):
         return Full(handle) if "w" in mode else handle
 
     monkeypatch.setattr(builtins, "open", limited)
+
+
+@pytest.fixture(scope="session")
+def photograph(tmp_path_factory):
+    """Function: what headless Chromium shows of an HTML file, u8 [H, W, 3]; `address` is appended to its path. Network is cut off."""
+    browser = next((name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+
+    def shoot(page: Path, address: str = "", size: tuple[int, int] = (800, 700)) -> np.ndarray:
+        target = tmp_path_factory.mktemp("screenshot") / "page.png"
+        flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars", "--virtual-time-budget=8000"]
+        flags += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={target.parent}/profile", f"--window-size={size[0]},{size[1]}"]
+        subprocess.run([browser, *flags, f"--screenshot={target}", f"file://{page}{address}"], capture_output=True, timeout=120, check=True)
+        return iio.imread(target)[..., :3]
+
+    return shoot
