@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instant_nk.geometry import spaces
-
 VOXELS_PER_STEP = 1 << 19
 """Voxels projected at a time, which bounds memory."""
 
@@ -85,11 +83,11 @@ def seen_by(points: np.ndarray, radius: float, camera: Silhouette, K: np.ndarray
     return inside, inside & (camera.distance[row, col] <= reach)
 
 
-def carve(points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray) -> np.ndarray:
+def carve(points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, least_seen: int = 2) -> np.ndarray:
     """Balls that may belong to the subject, bool [N].
 
-    A camera votes on what projects into its image, and only when its mask is not empty. Kept is what at least two
-    cameras see (one, where there is only one) and no camera denies; in rigs of more than 25 cameras, one in 25 may, because a
+    A camera votes on what projects into its image, and only when its mask is not empty. Kept is what at least `least_seen`
+    cameras see (all, where there are fewer) and no camera denies; in rigs of more than 25 cameras, one in 25 may, because a
     single bad mask must not cut off a limb.
 
     Args:
@@ -101,7 +99,7 @@ def carve(points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.nd
     """
     voting = [i for i, c in enumerate(cameras) if c.subject]
     allowed = (len(voting) - 1) // 25
-    wanted = min(2, len(voting))
+    wanted = min(max(2, least_seen), len(voting))
     keep = np.zeros(len(points), bool)
     for start in range(0, len(points), VOXELS_PER_STEP):
         part = points[start : start + VOXELS_PER_STEP]
@@ -117,7 +115,15 @@ def carve(points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.nd
     return keep if voting else np.zeros(len(points), bool)
 
 
-def visual_hull(cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, resolution: int, low: np.ndarray | float = -1.0, high: np.ndarray | float = 1.0) -> np.ndarray:
+def visual_hull(
+    cameras: list[Silhouette],
+    K: np.ndarray,
+    c2w: np.ndarray,
+    resolution: int,
+    low: np.ndarray | float = -1.0,
+    high: np.ndarray | float = 1.0,
+    least_seen: int = 2,
+) -> np.ndarray:
     """Visual hull bool [R, R, R] (axes x, y, z) over the cube from `low` to `high`, voxel i centred at low + (i + 1/2) edge.
 
     Conservative: a voxel is kept when the ball around it reaches every voting mask, so thin parts are not lost and the hull is
@@ -135,7 +141,7 @@ def visual_hull(cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, resol
     block = resolution // rest
     while True:
         centres = low + (cells + 0.5) * block * edge
-        cells = cells[carve(centres, 0.5 * block * float(np.linalg.norm(edge)), cameras, K, c2w)]
+        cells = cells[carve(centres, 0.5 * block * float(np.linalg.norm(edge)), cameras, K, c2w, least_seen)]
         if not factors:
             break
         factors.pop()
@@ -169,3 +175,24 @@ def meeting_point(c2w: np.ndarray) -> np.ndarray | None:
     if np.linalg.eigvalsh(system)[0] < 1e-3 * len(c2w):
         return None
     return np.linalg.solve(system, (across @ c2w[:, :3, 3:]).sum(0)[:, 0])
+
+
+def subject_box(cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, low: np.ndarray, high: np.ndarray, resolution: int = 32, levels: int = 4) -> np.ndarray | None:
+    """Box [[min], [max]] around the visual hull within the region from `low` to `high`, coarse to fine; None when the hull is empty.
+
+    Counted is only what at least half of the cameras see: where few look, their masks alone bound nothing.
+    """
+    box = np.stack([np.asarray(low, np.float64), np.asarray(high, np.float64)])
+    for _ in range(levels):
+        hull = visual_hull(cameras, K, c2w, resolution, box[0], box[1], least_seen=-(-len(cameras) // 2))
+        cells = np.argwhere(hull)
+        if len(cells) == 0:
+            return None
+        edge = (box[1] - box[0]) / resolution
+        box = np.stack([box[0] + cells.min(0) * edge, box[0] + (cells.max(0) + 1) * edge])
+    return box
+
+
+def openness(hull: np.ndarray) -> float:
+    """Outer faces of a hull."""
+    return float(sum(np.count_nonzero(np.diff(hull, axis=a)) for a in range(3)))

@@ -1,13 +1,5 @@
 """Raw captures on disk: which cameras, frames and files there are. Opens json files and lists folders, never an image.
 
-Layouts (docs/conventions.md):
-
-* published: `transforms.json` with `file_folder` and one entry per camera; image of camera c at frame t:
-  `<file_folder>/<t>/<file_path>` (without `file_folder`: `images/<t>/…` or `<t>/…`; without frame folders: one frame, 0);
-* listed (NeRF): one entry per camera *and* time. `time` tells the frame: whole numbers are frame numbers, other values count as
-  their rank among all times. Without `time`, entries whose files lie in folders named by numbers (`images/12/cam.png`) are listed the
-  same way. Entries with the same pose and lens are one camera; a camera must be there at every time.
-
 Snakemake calls `capture_inputs`, `list_frames` and `listing_digest` while parsing: this module loads no torch.
 """
 
@@ -16,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -28,36 +19,16 @@ import numpy as np
 from instant_nk import config as config_module
 from instant_nk.config import Config, FramesConfig
 from instant_nk.errors import ConfigError, DataError
+from instant_nk.io import artifact
 from instant_nk.io import capture_cameras as cameras
+from instant_nk.io import capture_layout as layouts
 from instant_nk.io.capture_cameras import RawCamera
+from instant_nk.io.capture_layout import View
 
 log = logging.getLogger(__name__)
 
+LISTING_FORMAT = 1
 TRAIN_JSON, TEST_JSON = "transforms.json", "transforms_test.json"
-
-
-@dataclass(frozen=True)
-class View:
-    """Cameras of one json file and where their files lie.
-
-    Attributes:
-        path: the json file.
-        folder: folder that file names are relative to (before the frame's folder).
-        frame_folders: name of each frame's folder below `folder`; "" when the files lie in `folder` itself.
-        cameras: sorted by file name.
-    """
-
-    path: Path
-    folder: Path
-    frame_folders: dict[int, str]
-    cameras: tuple[RawCamera, ...]
-
-    def file(self, camera: RawCamera, frame: int, kind: str = "file_path") -> Path | None:
-        """Path of a camera's image (`file_path`), mask (`mask_path`) or depth map (`depth_path`) at a frame; None when the json names none."""
-        names = camera.files.get(None) or camera.files.get(frame, {})
-        if kind not in names:
-            return None
-        return self.folder / self.frame_folders.get(frame, str(frame)) / names[kind]
 
 
 @dataclass(frozen=True)
@@ -118,15 +89,17 @@ def read(capture: Path | str) -> Capture:
     inputs = capture_inputs(root)
     meta = cameras.load_json(inputs[0])
     cameras.check_vocabulary(meta, inputs[0])
-    times = _times(meta, inputs[0])
-    train = _read_view(root, inputs[0], meta, times)
+    times = layouts.times_of(meta, inputs[0])
+    train = layouts.read_view(root, inputs[0], meta, times)
     if len(inputs) > 1:
         test = cameras.load_json(inputs[1])
         cameras.check_vocabulary(test, inputs[1])
-        heldout = _read_view(root, inputs[1], test, times, heldout=True)
+        heldout = layouts.read_view(root, inputs[1], test, times, heldout=True)
     else:
         if len(train.cameras) < 2:
-            raise DataError(f"{inputs[0]}: one camera only, and without {TEST_JSON} the first is held out, so that none is left to train. Add cameras, or a {TEST_JSON}.")
+            raise DataError(
+                f"{inputs[0]}: one camera only, and without {TEST_JSON} the first is held out, so that none is left to train. Add cameras, or a {TEST_JSON}."
+            )
         heldout = dataclasses.replace(train, cameras=train.cameras[:1])
         train = dataclasses.replace(train, cameras=train.cameras[1:])
     with_depth = [c for c in train.cameras if all("depth_path" in files for files in c.files.values())]
@@ -135,152 +108,6 @@ def read(capture: Path | str) -> Capture:
         raise DataError(f"{inputs[0]}: 'depth_path' is given for some cameras and missing for others: {', '.join(lacking)}. Give all or none.")
     use_depth = bool(with_depth) and meta.get("enable_depth_loading", True) is not False
     return Capture(root, train, heldout, cameras.read_box(meta, inputs[0]), cameras.read_depth_unit(meta, inputs[0]) if use_depth else None)
-
-
-def _folder_frame(name: Any) -> int | None:
-    """Frame number of `images/12/cam.png`, or None."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts if isinstance(name, str) else ()
-    return int(parts[-2]) if len(parts) > 1 and parts[-2].isdigit() else None
-
-
-def _times(meta: dict[str, Any], path: Path) -> dict[float, int] | None:
-    """Frame number by `time` of a listed capture; None for frame folders."""
-    entries = [e if isinstance(e, dict) else {} for e in meta["frames"]]
-    timed = [i for i, e in enumerate(entries) if "time" in e]
-    if timed:
-        if len(timed) != len(entries):
-            lacking = next(i for i in range(len(entries)) if "time" not in entries[i])
-            raise DataError(f"{cameras.entry_where(path, lacking, entries[lacking])}: key 'time' is missing, but other entries have it. Give all or none.")
-        values = sorted({round(cameras.number(e["time"], cameras.entry_where(path, i, e), "time"), 9) for i, e in enumerate(entries)})
-        whole = all(v >= 0 and v == int(v) for v in values)
-        return {v: int(v) if whole else rank for rank, v in enumerate(values)}
-    numbers = [_folder_frame(e.get("file_path")) for e in entries]
-    if "file_folder" not in meta and None not in numbers:
-        return {float(n): n for n in sorted(set(numbers))}
-    return None
-
-
-def _read_view(root: Path, path: Path, meta: dict[str, Any], times: dict[float, int] | None, heldout: bool = False) -> View:
-    """The cameras of one json file, sorted by file name, and the folders of the frames."""
-    entries = meta["frames"]
-    names = []
-    for index, entry in enumerate(entries):
-        where = cameras.entry_where(path, index, entry)
-        if not isinstance(entry, dict):
-            raise DataError(f"{where}: wanted a table with 'file_path' and 'transform_matrix', got {type(entry).__name__}.")
-        if "file_path" not in entry:
-            raise DataError(f"{where}: key 'file_path' is missing.")
-        names.append({k: cameras.file_name(entry[k], where, k) for k in ("file_path", "mask_path", "depth_path") if entry.get(k)})
-    if times is not None:
-        folder = root / str(meta.get("file_folder", "."))
-        listed = _group_listed(path, meta, names, times, heldout)
-        return View(path, folder, {frame: "" for frame in times.values()}, _named(listed, path))
-    folder, frame_folders = _frame_folders(root, path, meta, names, heldout)
-    single = [
-        RawCamera(name=_camera_name(n["file_path"]), files={None: n}, where=w, **cameras.read_camera(meta, e, w))
-        for e, n, w in ((e, n, cameras.entry_where(path, i, e)) for i, (e, n) in enumerate(zip(entries, names)))
-    ]
-    return View(path, folder, frame_folders, _named(single, path))
-
-
-def _camera_name(file: str) -> str:
-    """A relative name without steps upwards, safe to write below any folder."""
-    return "/".join(p for p in PurePosixPath(file).parts if p not in ("/", "..", "."))
-
-
-def _named(found: list[RawCamera], path: Path) -> tuple[RawCamera, ...]:
-    ordered = sorted(found, key=lambda c: c.name)
-    twice = sorted({a.name for a, b in zip(ordered, ordered[1:]) if a.name == b.name})
-    if twice:
-        raise DataError(f"{path}: 'file_path' must be unique per camera (and time), found twice: {', '.join(twice)}.")
-    return tuple(ordered)
-
-
-def _group_listed(path: Path, meta: dict[str, Any], names: list[dict[str, str]], times: dict[float, int], heldout: bool) -> list[RawCamera]:
-    """Entries of one camera at many times gathered by equal pose and lens."""
-    groups: dict[tuple, list[int]] = {}
-    read = {}
-    frame_of = {}
-    for index, (entry, name) in enumerate(zip(meta["frames"], names)):
-        where = cameras.entry_where(path, index, entry)
-        if "time" in entry:
-            frame = times.get(round(cameras.number(entry["time"], where, "time"), 9))
-        else:
-            frame = _folder_frame(name["file_path"])
-            frame = frame if frame in times.values() else None
-        if frame is None:
-            if heldout:
-                continue  # a held-out picture of a time that is not reconstructed
-            raise DataError(f"{where}: key 'time' is missing.")
-        frame_of[index] = frame
-        camera = read[index] = cameras.read_camera(meta, entry, where)
-        key = (camera["c2w"].round(9).tobytes(), json.dumps(camera["intrinsics"], sort_keys=True), camera["size"])
-        groups.setdefault(key, []).append(index)
-    result = []
-    for members in groups.values():
-        files: dict[int | None, dict[str, str]] = {}
-        for index in members:
-            if frame_of[index] in files:
-                raise DataError(f"{cameras.entry_where(path, index, meta['frames'][index])}: a second image of the same camera at the same time ({files[frame_of[index]]['file_path']}).")
-            files[frame_of[index]] = names[index]
-        result.append(RawCamera(name=_listed_name([names[i]["file_path"] for i in members]), files=files, where=cameras.entry_where(path, members[0], meta["frames"][members[0]]), **read[members[0]]))
-    if len({c.name for c in result}) < len(result):
-        result.sort(key=lambda c: c.files[min(c.files)]["file_path"])
-        result = [dataclasses.replace(c, name=f"camera_{i:03d}.png") for i, c in enumerate(result)]
-    short = [c for c in result if len(c.files) != len(times)]
-    if short and not heldout:
-        seen = ", ".join(f"{c.name} ({len(c.files)} of {len(times)})" for c in short[:8])
-        raise DataError(
-            f"{path}: every camera needs an image at each of the {len(times)} times, at one fixed pose; {len(short)} poses do not have one: {seen}. A moving camera is not supported."
-        )
-    return result
-
-
-def _listed_name(files: list[str]) -> str:
-    """The parts of the file names that all times share, e.g. `cam03.png` for `cam03/0001.png, cam03/0002.png`."""
-    parts = [PurePosixPath(_camera_name(f)).parts for f in files]
-    if len({len(p) for p in parts}) > 1:
-        return "camera.png"
-    kept = [p[0] for p in zip(*parts) if len(set(p)) == 1]
-    if len(kept) == len(parts[0]):
-        return kept[-1]
-    if kept and kept[-1] == parts[0][-1]:
-        return kept[-1]  # images/12/cam_003.png
-    return (kept[-1] if len(kept) > 1 or len(parts[0]) == 2 and kept else "camera") + ".png"
-
-
-def _digit_folders(folder: Path, path: Path) -> dict[int, str]:
-    """Sub-folders named by frame numbers."""
-    result: dict[int, str] = {}
-    try:
-        with os.scandir(folder) as scan:
-            for item in scan:
-                if item.name.isdigit() and item.is_dir():
-                    if int(item.name) in result:
-                        raise DataError(f"{folder}: two folders for frame {int(item.name)}: '{result[int(item.name)]}' and '{item.name}'. Keep one.")
-                    result[int(item.name)] = item.name
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise DataError(f"{path}: the image folder {folder} cannot be read ({error.strerror}).") from None
-    return result
-
-
-def _frame_folders(root: Path, path: Path, meta: dict[str, Any], names: list[dict[str, str]], heldout: bool) -> tuple[Path, dict[int, str]]:
-    """Image folder and frame folders of the published layout."""
-    given = meta.get("file_folder")
-    if given is not None and not isinstance(given, str):
-        raise DataError(f"{path}: 'file_folder' must be a folder name, got {given!r}.")
-    candidates = [given] if given is not None else [".", "images_test" if heldout else "images"]
-    for name in candidates:
-        folders = _digit_folders(root / name, path)
-        if folders:
-            return root / name, folders
-    folder = root / candidates[0]
-    if heldout or any((folder / n["file_path"]).is_file() for n in names):
-        return folder, {0: ""}
-    missing = "no such folder" if not folder.is_dir() else "zero frames: no sub-folder named by a frame number (0, 1, 2, …)"
-    raise DataError(f"{folder}: {missing}. {path.name} ('file_folder': {given!r}) wants images at <file_folder>/<frame>/<file_path>, e.g. {folder}/0/{names[0]['file_path']}.")
 
 
 def select_frames(found: list[int], frames: FramesConfig, where: str) -> list[int]:
@@ -305,7 +132,9 @@ def select_frames(found: list[int], frames: FramesConfig, where: str) -> list[in
         wanted = wanted[: frames.count]
     missing = sorted(set(wanted) - set(found))
     if missing:
-        raise DataError(f"{where}: {len(missing)} frame folder{'s are' if len(missing) > 1 else ' is'} missing: {', '.join(map(str, missing))} (found: {_ranges(found)}). Restore them, or choose frames.first and frames.count around them.")
+        raise DataError(
+            f"{where}: {len(missing)} frame folder{'s are' if len(missing) > 1 else ' is'} missing: {', '.join(map(str, missing))} (found: {_ranges(found)}). Restore them, or choose frames.first and frames.count around them."
+        )
     return wanted
 
 
@@ -326,11 +155,11 @@ def list_frames(capture: Path | str, frames: FramesConfig) -> list[int]:
     root = Path(capture)
     path = capture_inputs(root)[0]
     meta = cameras.load_json(path)
-    times = _times(meta, path)
+    times = layouts.times_of(meta, path)
     if times is not None:
         return select_frames(sorted(times.values()), frames, str(path))
     names = [{"file_path": cameras.file_name(e.get("file_path"), str(path), "file_path")} for e in meta["frames"] if isinstance(e, dict)]
-    folder, folders = _frame_folders(root, path, meta, names or [{"file_path": "camera.png"}], heldout=False)
+    folder, folders = layouts.frame_folders_of(root, path, meta, names or [{"file_path": "camera.png"}], heldout=False)
     return select_frames(sorted(folders), frames, str(folder))
 
 
@@ -370,28 +199,26 @@ def select_cameras(found: tuple[RawCamera, ...], wanted: str | int | list[str]) 
     return [i for i, name in enumerate(names) if name in wanted]
 
 
-def listed_folders(capture: Path | str) -> list[Path]:
-    """Folders whose files belong to a capture: images, held-out images and masks; never `gt` or results that lie beside them."""
-    root = Path(capture)
-    folders: list[Path] = []
-    for path in capture_inputs(root):
-        meta = cameras.load_json(path)
-        if isinstance(meta.get("file_folder"), str):
-            folders.append(root / meta["file_folder"])
-        else:
-            tops = {PurePosixPath(_camera_name(str(e[k]).replace("\\", "/"))).parts[:1] for e in meta["frames"] if isinstance(e, dict) for k in ("file_path", "mask_path", "depth_path") if e.get(k)}
-            folders += [root / top[0] for top in sorted(tops) if top and (root / top[0]).is_dir()]
-            folders += [root / name for name in ("images", "images_test")]
-            folders += [root / name for name in _digit_folders(root, path).values()]
-    folders += [root / "masks", root / "masks_test", *(f.parent / "masks" for f in folders)]
-    unique = dict.fromkeys(f for f in map(Path, map(os.path.normpath, folders)) if f.is_dir() and f != root)
-    return [f for f in unique if not any(other in f.parents for other in unique)]
+def _listed(root: Path, path: Path, meta: dict[str, Any]) -> list[Path]:
+    """Folders, or single files, that a json's images, masks and depth maps lie in."""
+    if isinstance(meta.get("file_folder"), str) and (root / meta["file_folder"]).resolve() != root.resolve():
+        return [root / meta["file_folder"]]
+    files = [str(e[k]).replace("\\", "/") for e in meta["frames"] if isinstance(e, dict) for k in ("file_path", "mask_path", "depth_path") if e.get(k)]
+    tops = {(PurePosixPath(layouts.camera_name(f)).parts or ("",))[0] for f in files}
+    return (
+        [root / top for top in sorted(tops) if top]
+        + [root / name for name in ("images", "images_test")]
+        + [root / name for name in layouts.digit_folders(root, path).values()]
+    )
 
 
-def listing(capture: Path | str) -> dict[str, list[int]]:
-    """Size in bytes and modification time in ns of every file of a capture, by its name relative to the capture."""
+def listing(capture: Path | str) -> dict[str, str]:
+    """Size in bytes and modification time in ns (`"8123 1763822112000000000"`) of every file of a capture, by name relative to it.
+
+    Images, masks and depth maps are listed; `gt` or results that lie beside them are not.
+    """
     root = Path(capture)
-    result: dict[str, list[int]] = {}
+    result: dict[str, str] = {}
 
     def scan(folder: str, prefix: str) -> None:
         with os.scandir(folder) as items:
@@ -400,22 +227,29 @@ def listing(capture: Path | str) -> dict[str, list[int]]:
                     scan(item.path, f"{prefix}{item.name}/")
                 else:
                     stat = item.stat()
-                    result[prefix + item.name] = [stat.st_size, stat.st_mtime_ns]
+                    result[prefix + item.name] = f"{stat.st_size} {stat.st_mtime_ns}"
 
-    for path in capture_inputs(root):
-        stat = path.stat()
-        result[path.name] = [stat.st_size, stat.st_mtime_ns]
-    for folder in listed_folders(root):
-        scan(str(folder), os.path.relpath(folder, root) + "/")
+    inputs = capture_inputs(root)
+    wanted = list(inputs)
+    for path in inputs:
+        listed = _listed(root, path, cameras.load_json(path))
+        wanted += listed + [f.parent / "masks" for f in listed] + [root / "masks_test"]
+    unique = dict.fromkeys(Path(os.path.normpath(w)) for w in wanted)
+    for path in unique:
+        if any(other in path.parents for other in unique if other != Path(os.path.normpath(root))):
+            continue
+        name = os.path.relpath(path, root)
+        if path.is_dir():
+            scan(str(path), name + "/")
+        elif path.is_file():
+            stat = path.stat()
+            result[name] = f"{stat.st_size} {stat.st_mtime_ns}"
     return result
 
 
-def digest(found: dict[str, list[int]]) -> str:
+def digest(found: dict[str, str]) -> str:
     """Short hash of a listing."""
-    hashed = hashlib.sha256()
-    for name in sorted(found):
-        hashed.update(f"{name}\0{found[name][0]}\0{found[name][1]}\n".encode())
-    return hashed.hexdigest()[:16]
+    return hashlib.sha256("".join(f"{name}\0{found[name]}\n" for name in sorted(found)).encode()).hexdigest()[:16]
 
 
 def listing_digest(capture: Path | str) -> str:
@@ -423,15 +257,35 @@ def listing_digest(capture: Path | str) -> str:
     return digest(listing(capture))
 
 
-def describe_changes(before: dict[str, list[int]], after: dict[str, list[int]], most: int = 12) -> str:
+def describe_changes(before: dict[str, str], after: dict[str, str], most: int = 12) -> str:
     """What differs between two listings, in one sentence; "" when nothing does."""
     kinds = {
         "added": sorted(after.keys() - before.keys()),
         "removed": sorted(before.keys() - after.keys()),
-        "changed": sorted(n for n in before.keys() & after.keys() if list(before[n]) != list(after[n])),
+        "changed": sorted(n for n in before.keys() & after.keys() if before[n] != after[n]),
     }
     parts = []
     for kind, names in kinds.items():
         if names:
             parts.append(f"{len(names)} {kind}: {', '.join(names[:most])}" + (f" and {len(names) - most} more" if len(names) > most else ""))
     return "; ".join(parts)
+
+
+def listing_file(manifest: Path | str) -> Path:
+    """Where the dataset stage keeps the listing of the capture it read: beside the manifest, which Snakemake removes before a re-run."""
+    return Path(manifest).with_name("listing.json")
+
+
+def changes_since(manifest: Path | str, found: dict[str, str]) -> str:
+    """What differs between the capture as the dataset at `manifest` was made from it and its listing now; "" when nothing does or nothing was made."""
+    path = listing_file(manifest)
+    if not path.is_file():
+        return ""
+    before = artifact.load_json(path, "the capture's listing")
+    artifact.check_header(path, before.get("header", {}), "listing", LISTING_FORMAT)
+    return describe_changes(before["files"], found)
+
+
+def save_listing(manifest: Path | str, found: dict[str, str]) -> None:
+    """Keep a capture's listing for `changes_since`."""
+    artifact.save_json(listing_file(manifest), {"header": artifact.make_header("listing", LISTING_FORMAT, "dataset"), "files": found})

@@ -36,11 +36,11 @@ AXES = "Convert transform_matrix to plain NeRF (OpenGL) axes and remove the key.
 SHUTTER = "Only a global shutter is supported: remove the key if the effect is negligible."
 KEYED = "Give masks instead (alpha, a masks folder, or dataset.background)."
 UNSUPPORTED = {
-    **{k: LENS for k in ("k4", "k5", "k6", "s1", "s2", "s3", "s4", "is_fisheye", "fisheye", "lens", "lens_mode", "ftheta_p0", "latlong", "equirectangular")},
-    **{k: LENS for k in ("ftheta_p1", "ftheta_p2", "ftheta_p3", "ftheta_p4", "distortion_model", "fisheye_crop_radius", "rays_path")},
-    **{k: AXES for k in ("from_na", "from_mitsuba")},
-    **{k: SHUTTER for k in ("rolling_shutter", "transform_matrix_start", "transform_matrix_end")},
-    **{k: KEYED for k in ("white_transparent", "black_transparent", "mask_color")},
+    **dict.fromkeys(("k4", "k5", "k6", "s1", "s2", "s3", "s4", "is_fisheye", "fisheye", "lens", "lens_mode", "ftheta_p0", "latlong", "equirectangular"), LENS),
+    **dict.fromkeys(("ftheta_p1", "ftheta_p2", "ftheta_p3", "ftheta_p4", "distortion_model", "fisheye_crop_radius", "rays_path"), LENS),
+    **dict.fromkeys(("from_na", "from_mitsuba"), AXES),
+    **dict.fromkeys(("rolling_shutter", "transform_matrix_start", "transform_matrix_end"), SHUTTER),
+    **dict.fromkeys(("white_transparent", "black_transparent", "mask_color"), KEYED),
     "fix_premult": "Store the images with straight (not premultiplied) alpha.",
 }
 CAMERA_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
@@ -86,7 +86,9 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: wanted a table with 'frames', got {type(value).__name__}.")
     if not isinstance(value.get("frames"), list):
-        raise DataError(f"{path}: key 'frames' (a list with one entry per camera) is {'missing' if 'frames' not in value else 'not a list'}.{_meant('frames', value)}")
+        raise DataError(
+            f"{path}: key 'frames' (a list with one entry per camera) is {'missing' if 'frames' not in value else 'not a list'}.{_meant('frames', value)}"
+        )
     if not value["frames"]:
         raise DataError(f"{path}: 'frames' is empty: zero cameras.")
     return value
@@ -170,7 +172,9 @@ def read_pose(entry: dict[str, Any], where: str) -> np.ndarray:
     if np.linalg.det(rotation) <= 0:
         raise DataError(f"{where}: 'transform_matrix' is not rigid: its 3x3 part mirrors (determinant {np.linalg.det(rotation):.4g}, wanted 1).")
     if np.abs(sizes - 1).max() > RIGID_TOLERANCE:
-        raise DataError(f"{where}: 'transform_matrix' is not rigid: its 3x3 part scales by {sizes.min():.4g} to {sizes.max():.4g}, wanted 1. Divide the scale out of the rotation.")
+        raise DataError(
+            f"{where}: 'transform_matrix' is not rigid: its 3x3 part scales by {sizes.min():.4g} to {sizes.max():.4g}, wanted 1. Divide the scale out of the rotation."
+        )
     pose[:3, :3] = u @ vt
     return pose @ OPENCV_FROM_OPENGL
 
@@ -255,7 +259,9 @@ def check_box(box: np.ndarray, where: str) -> None:
     if not (box[1] > box[0]).all():
         axis = int(np.argmin(box[1] - box[0]))
         size = box[1, axis] - box[0, axis]
-        raise DataError(f"{where} has {'zero' if size == 0 else 'inverted'} size along {'xyz'[axis]}: min {box[0].tolist()}, max {box[1].tolist()}. Wanted min below max on every axis.")
+        raise DataError(
+            f"{where} has {'zero' if size == 0 else 'inverted'} size along {'xyz'[axis]}: min {box[0].tolist()}, max {box[1].tolist()}. Wanted min below max on every axis."
+        )
 
 
 def read_depth_unit(meta: dict[str, Any], path: Path) -> float:

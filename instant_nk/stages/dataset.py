@@ -1,83 +1,357 @@
-"""Stage 1, dataset: a raw capture becomes validated, undistorted RGBA images, one box, visual hulls and the canonical frame."""
+"""Stage 1, dataset: a raw capture becomes validated, undistorted RGBA images, one box, visual hulls and the canonical frame.
+
+The manifest is written last, so that a killed job leaves none. Everything else is made in a folder aside and moved into place.
+Frames are worked on one after the other: memory does not grow with their number.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import os
 import resource
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from instant_nk import layout, log as log_module
-from instant_nk.errors import DataError
+from instant_nk import config as config_module
+from instant_nk import layout
+from instant_nk import log as log_module
+from instant_nk.config import Config
+from instant_nk.errors import ConfigError, ContractError, DataError
 from instant_nk.geometry import hulls, spaces
-from instant_nk.io import artifact, capture as captures
-from instant_nk.io import capture_images as images
+from instant_nk.geometry.hulls import Silhouette
+from instant_nk.io import artifact, capture_images
+from instant_nk.io import capture as captures
 from instant_nk.io import dataset as datasets
+from instant_nk.io.capture_images import Images
+from instant_nk.io.dataset import CameraSet, Dataset
 
 log = logging.getLogger(__name__)
 
+OUTSIDE_SHARE = 0.05
+"""Share of a mask whose rays miss the box, above which the subject counts as outside of it."""
+BOX_MARGIN = 0.1
+"""Margin around a proposed box, as a share of its extent on each side."""
+SEARCH_SIDE = 256
+"""Longer side, in pixels, of the masks from which a box is proposed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will use of a capture, before any image is decoded.
+
+    Attributes:
+        root: folder of the capture.
+        listing: the capture's files as found at the start.
+        frames: absolute frame numbers used.
+        train, heldout: their images.
+        box: [[min], [max]] in world units, f64 [2, 3]; None: to be proposed.
+        box_source: where the box comes from, for messages.
+        depth_unit: world units per integer step of the depth maps; None: no depth maps.
+    """
+
+    root: Path
+    listing: dict[str, str]
+    frames: list[int]
+    train: Images
+    heldout: Images
+    box: np.ndarray | None
+    box_source: str
+    depth_unit: float | None
+
+    @property
+    def c2w(self) -> np.ndarray:
+        return np.stack([c.c2w for c in self.train.cameras])
+
+    @property
+    def K(self) -> np.ndarray:
+        return np.stack([lens.K for lens in self.train.lenses])
+
 
 def run(job: layout.Job) -> None:
-    """Validate the capture and write `1_dataset/`: hulls and converted images first, the manifest last."""
+    """Validate the capture and write `1_dataset/`."""
     started = time.monotonic()
-    config = job.config
-    folder = captures.resolve_capture(config)
-    if config.capture == "synthetic" and not folder.is_dir():
+    config, manifest = job.config, job.paths.manifest
+    root = ready_capture(config)
+    say_what_changed(root, manifest)
+    with aside(job.paths.dataset) as store:
+        plan = make_plan(config, store)
+        with workers(config) as pool:
+            if plan.box is None:
+                plan = with_proposed_box(plan, pool)
+            dataset, measures = build(plan, store, config, pool)
+        if changes := captures.describe_changes(plan.listing, captures.listing(root)):
+            raise DataError(f"{root}: the capture changed while it was read ({changes}). Run the same command again when it is complete.")
+        section = layout.stage_config(config, "dataset")
+        header = artifact.make_header("dataset", datasets.FORMAT, "dataset", section, {"capture": captures.digest(plan.listing)})
+        extra = {"masks": plan.train.rule.kind, "box_source": plan.box_source, "canonical_frame_measures": measures.pop("openness")}
+        move_in(store, job.paths.dataset)
+    captures.save_listing(manifest, plan.listing)
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    artifact.save_json(job.paths.dataset / "metrics.json", {"wall_s": time.monotonic() - started, "peak_host_mib": usage, **measures})
+    datasets.save(dataset, header, extra)
+
+
+# Reading.
+
+
+def ready_capture(config: Config) -> Path:
+    """Folder of the capture; the built-in one is written first when it is not there."""
+    root = captures.resolve_capture(config)
+    if config.capture == config_module.SYNTHETIC and not root.is_dir():
         from instant_nk.io import synthetic
 
-        synthetic.write(config, folder)
-    capture = captures.read(folder)
+        synthetic.write(config, root)
+    return root
+
+
+def make_plan(config: Config, store: Path | None) -> Plan:
+    """Read the capture's json, choose frames and cameras, and see that every file is there.
+
+    Args:
+        store: folder for converted images; None: nothing is written.
+
+    Raises:
+        DataError: anything about the capture that can be found without decoding images.
+    """
+    root = ready_capture(config)
+    listing = captures.listing(root)
+    capture = captures.read(root)
     frames = captures.select_frames(capture.frames, config.frames, str(capture.train.folder))
-    listing = captures.listing(folder)
-    used = [capture.train.cameras[i] for i in captures.select_cameras(capture.train.cameras, config.dataset.cameras)]
-    box = np.array(config.dataset.box, np.float64) if config.dataset.box is not None else capture.box
-    if box is None:
-        raise DataError(f"{folder}: no box. Give dataset.box.")
-    root = job.paths.dataset
-    root.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(root / "hulls", ignore_errors=True)
-
-    def camera_set(cameras, view):
-        sizes = []
-        for c in cameras:
-            path = view.file(c, frames[0])
-            sizes.append(c.size or images.image_size(path))
-        n = len(cameras)
-        return datasets.CameraSet(
-            tuple(c.name for c in cameras),
-            np.array([c.c2w for c in cameras]).reshape(n, 4, 4),
-            np.array([c.K(s) for c, s in zip(cameras, sizes)]).reshape(n, 3, 3),
-            np.array(sizes, np.int32).reshape(n, 2),
+    settings = config.dataset
+    if settings.canonical_frame is not None and settings.canonical_frame not in frames:
+        raise ConfigError(f"config key 'dataset.canonical_frame': wanted one of the frames used ({frames[0]} to {frames[-1]}), got {settings.canonical_frame}.")
+    used = [capture.train.cameras[i] for i in captures.select_cameras(capture.train.cameras, settings.cameras)]
+    train, heldout = (
+        Images(
+            view, cameras, frames, capture_images.find_masks(settings, root, view, cameras, frames), settings.max_image_side, store and store / name, optional
         )
+        for view, cameras, name, optional in ((capture.train, used, "images", False), (capture.heldout, capture.heldout.cameras, "images_test", True))
+    )
+    if missing := train.missing(capture.depth_unit is not None) + heldout.missing():
+        raise DataError(
+            f"{root}: {len(missing)} missing:\n  "
+            + "\n  ".join(missing)
+            + "\nRestore them, or leave them out with frames.first, frames.count and dataset.cameras."
+        )
+    box, source = capture.box, "the capture's json"
+    if settings.box is not None:
+        box, source = np.array(settings.box, np.float64), "dataset.box"
+    return Plan(root, listing, frames, train, heldout, box, source, capture.depth_unit)
 
-    train, heldout = camera_set(used, capture.train), camera_set(capture.heldout.cameras, capture.heldout)
-    similarity = spaces.similarity_from_box(box)
-    image_paths = {str(t): [str(capture.train.file(c, t).resolve()) for c in used] for t in frames}
-    heldout_paths = {
-        str(t): [str(p.resolve()) if (p := capture.heldout.file(c, t)) is not None and p.is_file() else None for c in capture.heldout.cameras] for t in frames
-    }
-    depth = None
-    if capture.depth_unit is not None:
-        depth = {str(t): [str(capture.train.file(c, t, "depth_path").resolve()) for c in used] for t in frames}
-    dataset = datasets.Dataset(
-        root, folder.resolve(), tuple(frames), frames[0] if config.dataset.canonical_frame is None else config.dataset.canonical_frame,
-        train, heldout, similarity, box, image_paths, heldout_paths, depth, capture.depth_unit or 0.001,
-    )  # fmt: skip
+
+def say_what_changed(root: Path, manifest: Path) -> None:
+    """Log what differs between the capture now and when the dataset was made last."""
+    if captures.listing_file(manifest).is_file() and (changes := captures.changes_since(manifest, captures.listing(root))):
+        log.warning("%s: the capture changed since the last run: %s", root, changes)
+
+
+def workers(config: Config) -> ThreadPoolExecutor:
+    """Threads that decode images; decoding releases Python's lock."""
+    return ThreadPoolExecutor(config.runtime.threads or len(os.sched_getaffinity(0)))
+
+
+def silhouettes(images: Images, frame: int, reductions: list[int], pool: ThreadPoolExecutor) -> list[Silhouette]:
+    """Reduced masks of all cameras at a frame; reading them checks (and converts) the images.
+
+    Raises:
+        DataError: an image is unsound, or all masks of the frame are empty.
+    """
+    found = list(pool.map(lambda c: hulls.silhouette(images.read(c, frame)[..., 3] >= capture_images.MASK_LEVEL, reductions[c]), range(len(images))))
+    empty = [images.cameras[i].name for i, s in enumerate(found) if not s.subject]
+    if len(empty) == len(found):
+        hint = "dataset.background_tolerance" if images.rule.kind in ("colour", "plates") else "the masks"
+        raise DataError(f"{images.view.folder}: the masks of all {len(found)} cameras are empty at frame {frame}. Check {hint}, or choose other frames.")
+    if empty:
+        log.warning("frame %d: empty masks do not vote: %s", frame, ", ".join(empty))
+    return found
+
+
+# The box.
+
+
+def with_proposed_box(plan: Plan, pool: ThreadPoolExecutor) -> Plan:
+    """The plan with a box around the visual hulls of all frames, plus a margin."""
+    centre = hulls.meeting_point(plan.c2w)
+    unknown = f"{plan.root}: the capture's json gives no box ('aabb') and none can be proposed"
+    how = "Give dataset.box: [[x, y, z], [x, y, z]] in world units."
+    if centre is None:
+        raise DataError(f"{unknown}: the cameras look in (almost) parallel directions. {how}")
+    reach = float(np.linalg.norm(plan.c2w[:, :3, 3] - centre, axis=1).max())
+    reductions = [max(1, -(-max(lens.size) // SEARCH_SIDE)) for lens in plan.train.lenses]
+    box = None
+    for frame in log_module.progress(plan.frames, "dataset: box", log):
+        masks = silhouettes(plan.train, frame, reductions, pool)
+        if box is not None and outside_shares(masks, plan, coverages(box, plan, reductions)).max() == 0:
+            continue  # the box holds this frame already
+        found = hulls.subject_box(masks, plan.K, plan.c2w, centre - reach, centre + reach)
+        if found is None:
+            raise DataError(f"{unknown}: no point of space lies in the masks of frame {frame}. {disagreement(masks, plan)} {how}")
+        box = found if box is None else np.stack([np.minimum(box[0], found[0]), np.maximum(box[1], found[1])])
+    box += BOX_MARGIN * np.array([[-1.0], [1.0]]) * (box[1] - box[0])
+    log.info("proposed box: %s", box.round(4).tolist())
+    return Plan(plan.root, plan.listing, plan.frames, plan.train, plan.heldout, box, "proposed from the visual hulls", plan.depth_unit)
+
+
+def coverages(box: np.ndarray, plan: Plan, reductions: list[int]) -> list[np.ndarray]:
+    """For each training camera the reduced pixels whose rays meet the box, and their neighbours."""
+    result = []
+    for lens, c2w, reduction in zip(plan.train.lenses, plan.c2w, reductions):
+        padded = np.pad(hulls.box_coverage(box, lens.size, reduction, lens.K, c2w), 1)
+        rows = padded[:-2] | padded[1:-1] | padded[2:]
+        result.append(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])
+    return result
+
+
+def outside_shares(masks: list[Silhouette], plan: Plan, covered: list[np.ndarray]) -> np.ndarray:
+    """Share of each camera's mask whose rays miss the box, f64 [C]; 0 for an empty mask."""
+    return np.array([np.count_nonzero(m.mask & ~c) / max(np.count_nonzero(m.mask), 1) for m, c in zip(masks, covered)])
+
+
+def check_inside(frame: int, shares: np.ndarray, plan: Plan) -> None:
+    """Refuse a subject that leaves the box in two cameras or more; one camera alone is a mask to look at.
+
+    Raises:
+        DataError: names frame, cameras and shares.
+    """
+    bad = np.flatnonzero(shares > OUTSIDE_SHARE)
+    named = ", ".join(f"{plan.train.cameras[i].name} {100 * shares[i]:.0f} %" for i in bad)
+    if len(bad) >= min(2, len(shares)):
+        raise DataError(
+            f"{plan.root}: at frame {frame} the subject reaches outside the box in {len(bad)} of {len(shares)} cameras (share of the mask outside: {named}). "
+            f"The box, from {plan.box_source}, is {plan.box.tolist()} in world units. Enlarge it with dataset.box, or check that masks hold the subject alone (`instant-nk check`)."
+        )
+    if len(bad):
+        log.warning("frame %d: the mask of one camera reaches outside the box: %s", frame, named)
+
+
+def disagreement(masks: list[Silhouette], plan: Plan) -> str:
+    """Which camera's mask or pose is in the way of a visual hull, as a sentence."""
+    centre = hulls.meeting_point(plan.c2w) if plan.box is None else plan.box.mean(0)
+    names = []
+    for i, name in enumerate(c.name for c in plan.train.cameras):
+        others = [j for j in range(len(masks)) if j != i]
+        reach = float(np.linalg.norm(plan.c2w[:, :3, 3] - centre, axis=1).max())
+        if len(others) > 1 and hulls.visual_hull([masks[j] for j in others], plan.K[others], plan.c2w[others], 32, centre - reach, centre + reach).any():
+            names.append(name)
+    if names:
+        return f"Without {' or '.join(names)} there would be some: check that camera's pose and masks."
+    return (
+        "Cameras and masks disagree: poses must be camera-to-world in OpenGL axes (y up, looking along -z), and images must belong to their camera and frame."
+    )
+
+
+# Building.
+
+
+def build(plan: Plan, store: Path, config: Config, pool: ThreadPoolExecutor) -> tuple[Dataset, dict[str, Any]]:
+    """Hulls, checked images and the dataset that lists them."""
     resolution = config.dataset.hull_resolution
-    poses = spaces.transform_poses(similarity, train.c2w)
-    pools = [hulls.pool_for(2 / resolution, K, c2w, np.zeros(3)) for K, c2w in zip(train.K, poses)]
-    section = layout.stage_config(config, "dataset")
-    hull_header = artifact.make_header("hull", datasets.HULL_FORMAT, "dataset", section)
-    with ThreadPoolExecutor(config.runtime.threads or os.cpu_count()) as pool:
-        for frame in log_module.progress(frames, "dataset", log):
-            masks = pool.map(lambda c: hulls.silhouette(dataset.image(c, frame)[..., 3] >= images.MASK_LEVEL, pools[c]), range(len(train)))
-            dataset.save_hull(frame, hulls.visual_hull(list(masks), train.K, poses, resolution), hull_header)
-    metrics = {"wall_s": time.monotonic() - started, "peak_host_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "frames": len(frames), "cameras": len(train)}
-    artifact.save_json(root / "metrics.json", metrics)
-    header = artifact.make_header("dataset", datasets.FORMAT, "dataset", section, {"capture": captures.digest(listing)})
-    datasets.save(dataset, header)
+    similarity = spaces.similarity_from_box(plan.box)
+    poses, K = spaces.transform_poses(similarity, plan.c2w), plan.K
+    reductions = [hulls.pool_for(2 / resolution, k, c2w, np.zeros(3)) for k, c2w in zip(K, poses)]
+    covered = coverages(plan.box, plan, reductions)
+    header = artifact.make_header("hull", datasets.HULL_FORMAT, "dataset", layout.stage_config(config, "dataset"))
+    partial = Dataset(
+        store,
+        plan.root.resolve(),
+        tuple(plan.frames),
+        plan.frames[0],
+        camera_set(plan.train),
+        camera_set(plan.heldout),
+        similarity,
+        plan.box,
+        {},
+        {},
+        depth_unit=plan.depth_unit or Dataset.depth_unit,
+    )
+    numbers = {"frames": len(plan.frames), "cameras": len(plan.train), "heldout_cameras": len(plan.heldout), "mask_outside_box_worst_share": 0.0}
+    files: dict[str, dict[str, list]] = {"images": {}, "heldout_images": {}, "depth": {}}
+    measures = {}
+    for frame in log_module.progress(plan.frames, "dataset", log):
+        masks = silhouettes(plan.train, frame, reductions, pool)
+        shares = outside_shares(masks, plan, covered)
+        check_inside(frame, shares, plan)
+        numbers["mask_outside_box_worst_share"] = max(numbers["mask_outside_box_worst_share"], float(shares.max()))
+        hull = hulls.visual_hull(masks, K, poses, resolution)
+        if not hull.any():
+            raise DataError(f"{plan.root}: the visual hull of frame {frame} is empty: no point of the box lies in all masks. {disagreement(masks, plan)}")
+        partial.save_hull(frame, hull, header)
+        measures[frame] = hulls.openness(hull)
+        for kind, names in frame_files(plan, frame, store, pool).items():
+            files[kind][str(frame)] = names
+    canonical = config.dataset.canonical_frame
+    if canonical is None:
+        canonical = max(plan.frames, key=lambda t: measures[t])
+        log.info("canonical frame: %d", canonical)
+    dataset = dataclasses.replace(
+        partial, root=store.parent, canonical_frame=canonical, images=files["images"], heldout_images=files["heldout_images"], depth=files["depth"] or None
+    )
+    return dataset, {**numbers, "canonical_frame": canonical, "openness": {str(t): m for t, m in measures.items()}}
+
+
+def frame_files(plan: Plan, frame: int, store: Path, pool: ThreadPoolExecutor) -> dict[str, list]:
+    """Where later stages find a frame's images; held-out images and depth maps are checked and converted here."""
+
+    def heldout(camera: int) -> str | None:
+        if plan.heldout.source(plan.heldout.cameras[camera], frame) is None:
+            return None
+        plan.heldout.read(camera, frame)
+        return plan.heldout.location(camera, frame, store)
+
+    result = {
+        "images": [plan.train.location(c, frame, store) for c in range(len(plan.train))],
+        "heldout_images": list(pool.map(heldout, range(len(plan.heldout)))),
+    }
+    if plan.depth_unit is not None:
+        result["depth"] = list(pool.map(lambda c: plan.train.read_depth(c, frame, store), range(len(plan.train))))
+    return result
+
+
+def camera_set(images: Images) -> CameraSet:
+    """Cameras of the images as later stages see them."""
+    n = len(images)
+    return CameraSet(
+        tuple(c.name for c in images.cameras),
+        np.array([c.c2w for c in images.cameras], np.float64).reshape(n, 4, 4),
+        np.array([lens.K for lens in images.lenses], np.float64).reshape(n, 3, 3),
+        np.array([lens.size for lens in images.lenses], np.int32).reshape(n, 2),
+    )
+
+
+# Files.
+
+
+@contextlib.contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A folder within `folder` to work in, removed when the block ends; those of killed runs are removed too."""
+    store = folder / f".partial-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(".partial-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        store.mkdir()
+    except OSError as error:
+        raise ContractError(f"{folder}: cannot be written ({error.strerror}). Free space or fix permissions, then run the same command again.") from None
+    try:
+        yield store
+    finally:
+        shutil.rmtree(store, ignore_errors=True)
+
+
+def move_in(store: Path, folder: Path) -> None:
+    """Replace hulls and converted images of an earlier run by those in `store`. The manifest goes first, so that none is left that lies."""
+    (folder / "dataset.json").unlink(missing_ok=True)
+    for name in ("hulls", "images", "images_test", "depth"):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        if (store / name).is_dir():
+            os.replace(store / name, folder / name)
