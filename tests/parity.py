@@ -1,0 +1,200 @@
+"""One description of every kernel's inputs, used by the unit tests, the GPU tests and the benchmark: run it on a backend, compare with float64.
+
+A case holds the public function and float32 inputs. The truth is the same public function on float64 CPU tensors, which
+only the reference serves. Outputs and the gradient of every differentiable input are compared by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from instant_nk.kernels import _backend, blend_skinning, hash_encoding, volume_rendering
+from tests import tolerances
+
+
+@dataclass
+class Case:
+    """A kernel call: `function(**floats, **others)`, differentiated in the inputs named in `wrt`."""
+
+    function: Callable[..., Any]
+    floats: dict[str, Tensor]
+    wrt: tuple[str, ...]
+    others: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = tolerances.GRADIENT
+    second_order: bool = False  # differentiate |gradient by `wrt[0]`|^2 instead of the output
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Serve kernels by `name` inside the block."""
+    before = _backend.selected()
+    _backend.select(name)
+    try:
+        yield
+    finally:
+        _backend.select(before)
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory from torch.empty and torch.empty_like comes full of NaN, so that an unwritten element shows."""
+
+    def spoil(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+            out = allocate(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(1) if out.dtype == torch.bool else out.fill_(-(2**30))
+
+        return wrapped
+
+    with mock.patch("torch.empty", spoil(torch.empty)), mock.patch("torch.empty_like", spoil(torch.empty_like)):
+        yield
+
+
+def run(case: Case, device: str, dtype: torch.dtype, strided: bool = False) -> dict[str, Tensor]:
+    """Outputs and gradients by name, on the CPU in float64. `strided` passes every input as a non-contiguous view."""
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        return torch.stack([value, value], -1)[..., 0] if strided and value.dim() else value.clone()
+
+    floats = {name: place(value).requires_grad_(name in case.wrt) for name, value in case.floats.items()}
+    outputs = case.function(**floats, **{name: place(value) for name, value in case.others.items()})
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    named = {f"output {i}": out for i, out in enumerate(outputs)}
+    differentiable = [out for out in outputs if out.requires_grad]
+    inputs = [floats[name] for name in case.wrt]
+    total = sum((out * _cotangent(out)).sum() for out in differentiable)
+    if case.second_order:
+        (slope,) = torch.autograd.grad(total, inputs[0], create_graph=True)
+        named["first gradient"] = slope
+        total = (slope * slope).sum()
+    gradients = torch.autograd.grad(total, inputs)
+    named |= {f"gradient of {name}": gradient for name, gradient in zip(case.wrt, gradients, strict=True)}
+    return {name: value.detach().cpu().double() for name, value in named.items()}
+
+
+def _cotangent(out: Tensor) -> Tensor:
+    """A fixed random direction of the output's shape."""
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(out)
+
+
+def errors(case: Case, device: str, backend_name: str, strided: bool = False) -> dict[str, float]:
+    """|out - ref| / |ref| by name; infinite where anything is NaN."""
+    truth = run(case, "cpu", torch.float64)
+    with backend(backend_name), poisoned():
+        found = run(case, device, torch.float32, strided)
+    result = {}
+    for name, value in truth.items():
+        assert found[name].shape == value.shape, f"{name}: shape {list(found[name].shape)}, reference {list(value.shape)}"
+        error = float((found[name] - value).norm() / value.norm().clamp(min=1e-30)) if value.numel() and value.norm() > 0 else float(found[name].abs().sum())
+        result[name] = error if error == error else float("inf")
+    return result
+
+
+def check(case: Case, device: str, backend_name: str, strided: bool = False) -> dict[str, float]:
+    """`errors`, asserted to lie under the case's tolerance."""
+    found = errors(case, device, backend_name, strided)
+    wrong = {name: f"{error:.1e}" for name, error in found.items() if not error <= case.tolerance}
+    assert not wrong, f"{case.function.__module__}.{case.function.__name__}: relative error above {case.tolerance:.0e}: {wrong}"
+    return found
+
+
+def packed_rays(samples: int, rays: int, generator: torch.Generator) -> Tensor:
+    """Sorted ray indices with empty rays at both ends and in between."""
+    return torch.randint(0, max(rays, 1), (samples,), generator=generator).sort().values
+
+
+def volume_rendering_cases(samples: int, rays: int, channels: int = 3) -> dict[str, Case]:
+    generator = torch.Generator().manual_seed(samples)
+    ray_indices = packed_rays(samples, rays, generator)
+    alphas = torch.rand(samples, generator=generator)
+    alphas[alphas > 0.95] = 1.0  # an opaque sample hides what is behind it, and its gradient must not divide by 0
+    alphas[alphas < 0.05] = 0.0
+    weights, values = torch.rand(samples, generator=generator), torch.randn(samples, channels, generator=generator)
+    packed = {"ray_indices": ray_indices, "n_rays": rays}
+    return {
+        "render_weights": Case(volume_rendering.render_weights, {"alphas": alphas}, ("alphas",), packed),
+        "accumulate": Case(volume_rendering.accumulate, {"weights": weights, "values": values}, ("weights", "values"), packed),
+        "opacity": Case(volume_rendering.accumulate, {"weights": weights}, ("weights",), packed | {"values": None}),
+    }
+
+
+def skinning_inputs(points: int, nodes: int = 40, knn: int = 4, frames: int = 3) -> dict[str, Tensor]:
+    """A graph in [-1, 1]^3 under gentle motion; a few points lie out of every node's reach."""
+    generator = torch.Generator().manual_seed(points)
+
+    def uniform(*shape: int) -> Tensor:
+        return 2 * torch.rand(shape, generator=generator) - 1
+
+    node_positions, position = uniform(nodes, 3), 0.9 * uniform(points, 3)
+    if points:
+        position[::17] += 5.0
+    anchors = torch.cdist(position, node_positions).topk(knn, largest=False).indices
+    turn = torch.matrix_exp(torch.stack([0.15 * (a - a.T) for a in uniform(frames * nodes, 3, 3)]))
+    return {
+        "points": position,
+        "anchors": anchors,
+        "node_positions": node_positions,
+        "node_radii": 0.7 + 0.2 * uniform(nodes),
+        "rotations": turn.view(frames, nodes, 3, 3),
+        "translations": 0.05 * uniform(frames, nodes, 3),
+        "frame_index": torch.randint(0, frames, (points,), generator=generator),
+    }
+
+
+def blend_skinning_cases(points: int, knn: int = 4) -> dict[str, Case]:
+    inputs = skinning_inputs(points, knn=knn)
+    integers = {name: inputs[name] for name in ("anchors", "frame_index")}
+    motion = {name: inputs[name] for name in ("points", "node_positions", "rotations", "translations")}
+    weights = blend_skinning.skinning_weights(*(inputs[name] for name in ("points", "anchors", "node_positions", "node_radii")))
+    live = blend_skinning.reference.blend(weights=weights, **motion, **integers)
+    reached = motion | {"node_radii": inputs["node_radii"]}
+    backwards = {"live": live, "guess": inputs["points"] + 0.02} | {k: v for k, v in reached.items() if k != "points"}
+    wrt = ("points", "rotations", "translations")
+    return {
+        "blend": Case(blend_skinning.blend, motion | {"weights": weights}, ("points", "weights", "rotations", "translations"), integers),
+        "blend_with_jacobian": Case(blend_skinning.blend_with_jacobian, reached, wrt, integers, tolerances.JACOBIAN),
+        "inverse": Case(blend_skinning.inverse, backwards, ("live", "rotations", "translations"), integers | {"tolerance": 2e-6}, tolerances.INVERSE),
+    }
+
+
+def hash_spec(dims: int, features: int = 2) -> hash_encoding.HashSpec:
+    """Dense and hashed levels, unequal axes, a table that is no power of two in all."""
+    resolutions = ((4, 5, 3), (9, 7, 8), (33, 30, 31), (130, 120, 110))
+    times = (2, 3, 3, 5)
+    return hash_encoding.HashSpec(dims, features, 10, tuple(r + ((t,) if dims == 4 else ()) for r, t in zip(resolutions, times, strict=True)))
+
+
+def points_off_borders(count: int, spec: hash_encoding.HashSpec) -> Tensor:
+    """Random points of [0, 1]^D that no level has on a cell border: there, float32 and float64 may take different cells."""
+    generator = torch.Generator().manual_seed(count)
+    x = torch.rand(count, spec.dims, generator=generator)
+    for _ in range(60):
+        scaled = x[:, None].double() * torch.tensor(spec.resolutions, dtype=torch.float64)
+        near = ((scaled - scaled.round()).abs() < tolerances.BORDER_CELLS).any(1)
+        x = torch.where(near, torch.rand(x.shape, generator=generator), x)
+    return x
+
+
+def hash_encoding_cases(points: int, dims: int, features: int = 2, open_levels: int | None = None) -> dict[str, Case]:
+    spec = hash_spec(dims, features)
+    generator = torch.Generator().manual_seed(points)
+    inputs = {"x": points_off_borders(points, spec), "table": torch.randn(spec.table_rows, features, generator=generator)}
+    mask = {"level_mask": torch.linspace(1, 0.25, spec.levels)}
+    wrt, others = ("x", "table"), {"spec": spec, "open_levels": open_levels}
+    encode, both = hash_encoding.encode, hash_encoding.encode_with_jacobian
+    return {
+        "encode": Case(encode, inputs | mask, wrt, others, tolerances.HASH),
+        "encode_table_only": Case(encode, inputs, ("table",), others, tolerances.HASH),
+        "encode_twice": Case(encode, inputs | mask, wrt, others, tolerances.HASH, second_order=True),
+        "encode_with_jacobian": Case(both, inputs | mask, wrt, others, tolerances.HASH),
+    }
