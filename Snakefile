@@ -7,7 +7,7 @@ from snakemake.utils import min_version
 min_version("9.3")
 
 
-configfile: "config/config.yaml"
+configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
@@ -26,3 +26,7 @@ rule all:
     default_target: True
     input:
         rules.report.input,
+
+
+onerror:
+    say_what_failed()

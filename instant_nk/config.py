@@ -378,6 +378,18 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def beyond_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Those of `values` (sections of plain values) that differ from the defaults: what a short command line has to say."""
+    defaults = to_dict(Config())
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in SECTION_DOC:
+            value = {item: v for item, v in value.items() if v != defaults[name][item]}
+        if value not in ({}, defaults[name]):
+            result[name] = value
+    return result
+
+
 def for_sequences(config: Config, values: dict[str, Any] | None = None) -> dict[str, Config]:
     """One `Config` per sequence, by name: the entries of `sequences`, or the single `sequence`.
 

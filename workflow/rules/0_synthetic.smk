@@ -12,7 +12,7 @@ rule synthetic_capture:
         mem_mb=memory_mb(1000),
         runtime=20,
     params:
-        config=lambda wildcards: json.dumps(layout.stage_values(SYNTHETIC[wildcards.digest], "synthetic")),
+        config=lambda wildcards: json.dumps(schema.beyond_defaults(layout.stage_values(SYNTHETIC[wildcards.digest], "synthetic"))),
         version=layout.STAGE_VERSION["synthetic"],
         sequence=lambda wildcards: SYNTHETIC[wildcards.digest].sequence,
     shell:

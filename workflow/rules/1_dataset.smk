@@ -20,7 +20,8 @@ rule dataset_sequence:
         mem_mb=memory_mb(4000),
         runtime=120,
     params:
-        config=reads("dataset"),
+        reads=reads("dataset"),
+        config=command("dataset"),
         version=layout.STAGE_VERSION["dataset"],
         listing=capture_digest,
     shell:

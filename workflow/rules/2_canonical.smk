@@ -23,7 +23,8 @@ rule canonical_sequence:
         mem_mb=memory_mb(6000),
         runtime=120,
     params:
-        config=reads("canonical"),
+        reads=reads("canonical"),
+        config=command("canonical"),
         version=layout.STAGE_VERSION["canonical"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/canonical.py --sequence {wildcards.sequence} --threads {threads}"

@@ -21,7 +21,8 @@ rule graph_sequence:
         mem_mb=memory_mb(3000),
         runtime=30,
     params:
-        config=reads("graph"),
+        reads=reads("graph"),
+        config=command("graph"),
         version=layout.STAGE_VERSION["graph"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/graph.py --sequence {wildcards.sequence} --threads {threads}"

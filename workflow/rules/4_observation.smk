@@ -21,7 +21,8 @@ rule observation_batch:
         mem_mb=memory_mb(3000),
         runtime=120,
     params:
-        config=reads("observation"),
+        reads=reads("observation"),
+        config=command("observation"),
         version=layout.STAGE_VERSION["observation"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/observation.py --sequence {wildcards.sequence} --part {wildcards.batch} --threads {threads}"

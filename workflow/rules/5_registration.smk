@@ -25,7 +25,8 @@ rule registration_sequence:
         mem_mb=memory_mb(4000),
         runtime=720,
     params:
-        config=reads("registration"),
+        reads=reads("registration"),
+        config=command("registration"),
         version=layout.STAGE_VERSION["registration"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/registration.py --sequence {wildcards.sequence} --threads {threads}"

@@ -24,7 +24,8 @@ rule field_window:
         mem_mb=memory_mb(6000),
         runtime=240,
     params:
-        config=reads("field"),
+        reads=reads("field"),
+        config=command("field"),
         version=layout.STAGE_VERSION["field"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/field.py --sequence {wildcards.sequence} --part {wildcards.window} --threads {threads}"

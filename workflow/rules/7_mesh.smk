@@ -25,7 +25,8 @@ rule mesh_window:
         mem_mb=memory_mb(4000),
         runtime=60,
     params:
-        config=reads("mesh"),
+        reads=reads("mesh"),
+        config=command("mesh"),
         version=layout.STAGE_VERSION["mesh"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --part {wildcards.window} --threads {threads}"
@@ -47,7 +48,8 @@ rule mesh_join:
         mem_mb=memory_mb(4000),
         runtime=60,
     params:
-        config=reads("mesh"),
+        reads=reads("mesh"),
+        config=command("mesh"),
         version=layout.STAGE_VERSION["mesh"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --threads {threads}"

@@ -28,7 +28,8 @@ rule report_sequence:
         mem_mb=memory_mb(4000),
         runtime=120,
     params:
-        config=reads("report"),
+        reads=reads("report"),
+        config=command("report"),
         version=layout.STAGE_VERSION["report"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/report.py --sequence {wildcards.sequence} --threads {threads}"

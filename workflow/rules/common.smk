@@ -1,34 +1,42 @@
 # Config, names and input functions shared by the rules; no rules here.
 #
-# A rule re-runs when its inputs, its `params` or its text change. `params.config` holds exactly what the stage reads
-# (layout.STAGE_READS) and `params.version` its STAGE_VERSION; RUNTIME reaches the command line as a global, so that
-# device, threads and log level re-run nothing.
+# A rule re-runs when its inputs, its `params` or its text change. `params.reads` holds exactly what the stage reads of the
+# config (layout.STAGE_READS) and `params.version` its STAGE_VERSION; `params.config` is the same for the command line, cut
+# down to what differs from the defaults. RUNTIME reaches the command line as a global, so that device, threads and log
+# level re-run nothing.
 import functools
 import json
 import sys
+import time
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from instant_nk import config as schema
 from instant_nk import entry, layout
-from instant_nk.errors import InstantNKError
+from instant_nk.errors import ConfigError, InstantNKError
 from instant_nk.io import capture as captures
 
 
+def stop(error):
+    """End Snakemake with one clear message; a WorkflowError would bury it in lines of rule files."""
+    logger.error(f"error: {type(error).__name__}: {error}")
+    sys.exit(error.exit_code)
+
+
 def or_stop(work):
-    """The result of `work`, or the one clear message that stops Snakemake."""
+    """The result of `work`, or the message of what the user has to mend."""
     try:
         return work()
     except InstantNKError as error:
-        raise WorkflowError(f"{type(error).__name__}: {error}") from None
+        stop(error)
 
 
 CONFIG = or_stop(lambda: schema.parse(config))
 SEQUENCES = or_stop(lambda: schema.for_sequences(CONFIG, config))
 RESULTS = CONFIG.runtime.results
-RUNTIME = json.dumps(schema.to_dict(CONFIG.runtime))
+RUNTIME = json.dumps(schema.beyond_defaults({"runtime": schema.to_dict(CONFIG.runtime)}).get("runtime", {}))
+STARTED = time.time()
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 LOGS = f"{RESULTS}/{{sequence}}/logs"
 CORES = workflow.cores or 8  # None when a cluster counts them
@@ -51,13 +59,27 @@ wildcard_constraints:
 def config_of(wildcards):
     """Config of a sequence of this run."""
     if wildcards.sequence not in SEQUENCES:
-        raise WorkflowError(f"sequence '{wildcards.sequence}' is not in the config; it has {', '.join(SEQUENCES)}.")
+        stop(ConfigError(f"there is no sequence '{wildcards.sequence}' in this run; it has {', '.join(SEQUENCES)}. Name it with --config sequence=…"))
     return SEQUENCES[wildcards.sequence]
 
 
 def reads(stage):
-    """Input function for `params`: what `stage` reads of its sequence's config, as JSON."""
+    """Input function for `params`: what `stage` reads of its sequence's config."""
     return lambda wildcards: json.dumps(layout.stage_values(config_of(wildcards), stage))
+
+
+def command(stage):
+    """Input function for `params`: the same as it stands on the command line."""
+    return lambda wildcards: json.dumps(schema.beyond_defaults(layout.stage_values(config_of(wildcards), stage)))
+
+
+def say_what_failed():
+    """Repeat, after all of Snakemake's own lines, the error each failed job ended with."""
+    for path in sorted(Path(RESULTS).glob("*/logs/*.log")) + sorted(Path(RESULTS).glob("logs/*.log")):
+        if path.stat().st_mtime >= STARTED:
+            lines = path.read_text(errors="replace").splitlines()
+            if lines and lines[-1].startswith("error: "):
+                logger.error(f"{path}: {lines[-1]}")
 
 
 def memory_mb(base):
