@@ -1,0 +1,110 @@
+"""From a signed distance field to a clean triangle mesh: evaluate near the surface only, extract, keep what belongs, decimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instant_nk.errors import NumericalError
+from instant_nk.models.occupancy import dilate
+
+
+@torch.no_grad()
+def sample_sdf(sdf: Callable[[Tensor], Tensor], occupied: Tensor, resolution: int, chunk: int = 1 << 17) -> np.ndarray:
+    """SDF at the corners of a grid of `resolution` cells over [-1, 1]^3, exact near `occupied` cells, signed constants elsewhere.
+
+    Args:
+        occupied: bool [G, G, G], the cells near the surface.
+
+    Returns:
+        f32 [resolution + 1] * 3.
+    """
+    device = occupied.device
+    near = dilate(occupied, 1)
+    axis = torch.linspace(-1, 1, resolution + 1, device=device)
+    cell = (((axis + 1) / 2) * near.shape[0]).long().clamp(0, near.shape[0] - 1)
+    rows = near[cell][:, cell][:, :, cell].reshape(-1).nonzero()[:, 0]
+    n = resolution + 1
+    values = np.full(n**3, np.nan, np.float32)
+    for part in rows.split(chunk):
+        points = torch.stack([axis[part // (n * n)], axis[part // n % n], axis[part % n]], -1)
+        values[part.cpu().numpy()] = sdf(points).float().cpu().numpy()
+    return _fill_sign(values.reshape(n, n, n))
+
+
+def _fill_sign(values: np.ndarray) -> np.ndarray:
+    """NaN regions filled with +1 or -1 as their neighbours along the border of the known band are."""
+    from scipy.ndimage import label
+
+    unknown = np.isnan(values)
+    regions, count = label(unknown)
+    known = np.where(unknown, 0, values)
+    signs = np.zeros(count + 1)
+    for axis in range(3):
+        for a, b in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
+            here = tuple(a if d == axis else slice(None) for d in range(3))
+            there = tuple(b if d == axis else slice(None) for d in range(3))
+            touching = unknown[here] & ~unknown[there]
+            signs += np.bincount(regions[here][touching], weights=np.sign(known[there][touching]), minlength=count + 1)
+    fill = np.where(signs < 0, -1.0, 1.0).astype(np.float32)
+    fill[regions[0, 0, 0]] = 1.0  # the corner of the box is outside
+    return np.where(unknown, fill[regions], values)
+
+
+def isosurface(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Zero level of an SDF grid over [-1, 1]^3 as vertices f32 [V, 3] and outward faces i32 [T, 3].
+
+    Raises:
+        NumericalError: the field has no zero crossing.
+    """
+    from skimage.measure import marching_cubes
+
+    if not (values.min() < 0 < values.max()):
+        raise NumericalError("the signed distance field has no zero crossing, so there is no surface to extract. Check masks and box with 'instant-nk check'.")
+    vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent")
+    return (vertices * (2 / (values.shape[0] - 1)) - 1).astype(np.float32), faces.astype(np.int32)
+
+
+def keep_components(vertices: np.ndarray, faces: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Connected components of at least `share` of the largest one's area, unused vertices dropped."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+    count, labels = connected_components(coo_matrix((np.ones(len(edges), np.int8), edges.T), shape=(len(vertices),) * 2), directed=False)
+    corner = vertices[faces]
+    area = 0.5 * np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
+    sizes = np.bincount(labels[faces[:, 0]], weights=area, minlength=count)
+    faces = faces[(sizes >= share * sizes.max())[labels[faces[:, 0]]]]
+    used, flat = np.unique(faces, return_inverse=True)
+    return vertices[used], flat.reshape(-1, 3).astype(np.int32)
+
+
+def decimate(vertices: np.ndarray, faces: np.ndarray, target_faces: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Quadric decimation to `target_faces`; returned as it is when it has fewer."""
+    if target_faces is None or len(faces) <= target_faces:
+        return vertices, faces
+    import fast_simplification
+
+    vertices, faces = fast_simplification.simplify(vertices, faces, target_reduction=1 - target_faces / len(faces))
+    return vertices.astype(np.float32), faces.astype(np.int32)
+
+
+@torch.no_grad()
+def snap(sdf: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], vertices: Tensor, limit: float, iterations: int = 3) -> tuple[Tensor, Tensor]:
+    """Vertices moved onto the zero level along the gradient, at most `limit` in all, and their unit normals.
+
+    Args:
+        sdf: gives distance [N], gradient [N, 3] and features.
+    """
+    start = vertices
+    for _ in range(iterations):
+        distance, gradient, _ = sdf(vertices)
+        vertices = vertices - (distance / (gradient**2).sum(-1).clamp_min(0.25))[:, None] * gradient
+        offset = vertices - start
+        vertices = start + offset * (limit / torch.linalg.vector_norm(offset, dim=-1, keepdim=True).clamp_min(limit))
+    gradient = sdf(vertices)[1]
+    return vertices, torch.nn.functional.normalize(gradient, dim=-1)

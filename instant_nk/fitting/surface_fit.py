@@ -1,0 +1,166 @@
+"""Fit a neural surface (signed distance, colour, sharpness) to the images of one frame, starting from its visual hull."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instant_nk.errors import NumericalError
+from instant_nk.fitting import losses, schedules
+from instant_nk.fitting.rays import PixelSource
+from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.kernels.ray_sampling import march
+from instant_nk.log import Progress
+from instant_nk.models.colour_field import ColourField
+from instant_nk.models.occupancy import dilate, near_surface
+from instant_nk.models.renderer import composite, neus_alpha, visible_samples
+from instant_nk.models.sdf_field import SdfField, Sharpness
+
+logger = logging.getLogger(__name__)
+
+STEP_CELLS = 0.4  # sample spacing in occupancy cells
+GRID_EVERY = 40  # steps between updates of the occupancy grid
+KEEP_WEIGHT = 3e-4  # samples lighter than this are not trained on
+
+
+@dataclass(frozen=True)
+class SurfaceFitConfig:
+    """What a fit needs to know; the canonical and the observation section both provide it."""
+
+    steps: int
+    samples_per_step: int
+    spec: HashSpec
+    hidden: int
+    occupancy_resolution: int
+    learning_rate: float
+    eikonal_weight: float
+    mask_weight: float
+    initial_inv_std: float = 64.0
+
+
+@dataclass
+class Surface:
+    """A fitted neural surface of one frame."""
+
+    sdf: SdfField
+    colour: ColourField
+    sharpness: Sharpness
+    occupied: Tensor
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+
+class SurfaceFit:
+    """Training state of one surface; `step` advances it.
+
+    Args:
+        source: pixels of the frame.
+        hull: its visual hull, bool [R, R, R] over [-1, 1]^3.
+    """
+
+    def __init__(self, config: SurfaceFitConfig, source: PixelSource, hull: np.ndarray, device: str, seed: int, title: str):
+        torch.manual_seed(seed)
+        self.config, self.source, self.device, self.title = config, source, device, title
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
+        self.sdf.set_hull(hull)
+        self.colour = ColourField(config.spec.width, config.hidden).to(device)
+        self.sharpness = Sharpness(config.initial_inv_std).to(device)
+        self.candidates = _resample(torch.from_numpy(hull).to(device), config.occupancy_resolution)
+        self.candidates = dilate(self.candidates, 1)
+        networks = [*self.sdf.mlp.parameters(), *self.colour.parameters()]
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": [self.sdf.encoding.table], "lr": config.learning_rate, "eps": 1e-15},
+                {"params": networks, "lr": config.learning_rate * 0.2},
+                {"params": self.sharpness.parameters(), "lr": 1e-3},
+            ],
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.rays = max(64, config.samples_per_step // 16)
+        self.done = 0
+        self.history: dict[str, list[float]] = {"step": [], "loss": [], "psnr_db": [], "eikonal": [], "inv_std": []}
+        self.update_grid()
+
+    @torch.no_grad()
+    def update_grid(self) -> None:
+        inv_std = float(self.sharpness())
+        self.occupied = near_surface(self.sdf, self.candidates, margin=min(3.0 / inv_std, 2.0 / self.config.occupancy_resolution))
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns the scalars it saw, still on the device."""
+        config, step = self.config, self.done
+        self.sdf.encoding.open_levels = schedules.open_levels(step, config.steps, config.spec.levels)
+        factor = schedules.learning_rate(step, config.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * factor
+        if step and step % GRID_EVERY == 0:
+            self.update_grid()
+
+        batch = self.source.sample(self.rays, self.generator)
+        spacing = STEP_CELLS * 2 / config.occupancy_resolution
+        jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
+        ray, start, end = march(batch.origins, batch.directions, self.occupied, spacing, jitter)
+        middle = (start + end) * 0.5
+        with torch.no_grad():
+            points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
+            keep = visible_samples(self.sdf(points), ray, self.rays, float(self.sharpness()), KEEP_WEIGHT)
+        marched, kept = len(ray), int(keep.sum())
+        ray, middle, lengths, points = ray[keep], middle[keep], (end - start)[keep], points[keep]
+
+        sdf, gradient, features = self.sdf.with_gradient(points)
+        normals = torch.nn.functional.normalize(gradient, dim=-1)
+        directions = batch.directions[ray]
+        inv_std = self.sharpness()
+        alpha = neus_alpha(sdf, (directions * gradient).sum(-1), lengths, inv_std, schedules.anneal(step, config.steps))
+        rgb = self.colour(points, normals, directions, features)
+        seen, _ = composite(alpha, rgb, normals, middle, ray, self.rays)
+        background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
+        colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
+        mask_loss = losses.mask(seen.opacity, batch.alpha)
+        eikonal = losses.eikonal(gradient) if kept else colour_loss * 0
+        loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.done += 1
+        self.rays = int(min(self.rays * 1.3, max(self.rays * 0.7, self.rays * config.samples_per_step / max(marched, 1))))
+        error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
+        return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach(), "samples": torch.tensor(float(kept))}
+
+    def run(self) -> Surface:
+        """Train to the end.
+
+        Raises:
+            NumericalError: the loss is not finite.
+        """
+        progress = Progress(self.title, self.config.steps, logger)
+        while self.done < self.config.steps:
+            seen = self.step()
+            if self.done % 20 == 0 or self.done == self.config.steps:
+                values = {k: float(v) for k, v in seen.items()}
+                if not np.isfinite(values["loss"]):
+                    raise NumericalError(f"{self.title}: the loss is not finite at step {self.done} of {self.config.steps}. Lower the learning rate or check the images.")
+                psnr = -10 * float(np.log10(max(values["mse"], 1e-10)))
+                for name, value in (("step", self.done), ("loss", values["loss"]), ("psnr_db", psnr), ("eikonal", values["eikonal"]), ("inv_std", values["inv_std"])):
+                    self.history[name].append(float(value))
+                progress.update(self.done, loss=values["loss"], psnr_db=psnr, eikonal=values["eikonal"], inv_std=values["inv_std"], rays=self.rays)
+        self.sdf.encoding.open_levels = self.config.spec.levels
+        self.update_grid()
+        return Surface(self.sdf, self.colour, self.sharpness, self.occupied, self.history)
+
+
+def _resample(grid: Tensor, resolution: int) -> Tensor:
+    """Bool grid at another resolution; a cell is true where any part of it was."""
+    if grid.shape[0] == resolution:
+        return grid
+    if grid.shape[0] % resolution == 0:
+        k = grid.shape[0] // resolution
+        return grid.reshape(resolution, k, resolution, k, resolution, k).any(5).any(3).any(1)
+    rows = ((torch.arange(resolution, device=grid.device) + 0.5) * grid.shape[0] / resolution).long()
+    return dilate(grid)[rows][:, rows][:, :, rows]

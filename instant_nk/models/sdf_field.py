@@ -1,0 +1,92 @@
+"""The neural signed distance field: a coarse distance grid from the visual hull plus a learned correction on a hash grid.
+
+sdf(x) = hull(x) + mlp([x, enc(x)])_0. The correction starts near zero, so that training begins at the hull and carves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from instant_nk.kernels import hash_encoding
+from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.models.encoding import HashEncoding
+from instant_nk.models.mlp import Mlp
+
+
+def hull_distance(occupied: np.ndarray) -> np.ndarray:
+    """Signed distance to a visual hull at the corners of its voxels, slightly smoothed.
+
+    Args:
+        occupied: bool [R, R, R] over [-1, 1]^3, axes x, y, z.
+
+    Returns:
+        f32 [R + 1, R + 1, R + 1], scene units, negative inside.
+    """
+    from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+    size = 2.0 / occupied.shape[0]
+    inside = distance_transform_edt(occupied)
+    outside = distance_transform_edt(~occupied) if occupied.any() else np.full(occupied.shape, occupied.shape[0], float)
+    voxels = gaussian_filter(np.where(occupied, 0.5 - inside, outside - 0.5) * size, 0.7)
+    padded = np.pad(voxels, 1, mode="edge")
+    corners = sum(padded[i : i + voxels.shape[0] + 1, j : j + voxels.shape[1] + 1, k : k + voxels.shape[2] + 1] for i in (0, 1) for j in (0, 1) for k in (0, 1))
+    return (corners / 8).astype(np.float32)
+
+
+class SdfField(nn.Module):
+    """Signed distance in scene units, negative inside, with geometry features for the colour network.
+
+    Args:
+        spec: hash grid of the correction.
+        hidden: width of the network.
+        hull_resolution: cells per axis of the fixed coarse distance grid.
+    """
+
+    def __init__(self, spec: HashSpec, hidden: int, hull_resolution: int):
+        super().__init__()
+        self.encoding = HashEncoding(spec)
+        self.mlp = Mlp(3 + spec.width, hidden, 1, scale=0.1)
+        cells = hull_resolution
+        self.base_spec = HashSpec(3, 1, int(np.ceil(np.log2((cells + 1) ** 3))), ((cells,) * 3,))
+        self.register_buffer("base", torch.zeros(self.base_spec.table_rows, 1))
+
+    def set_hull(self, occupied: np.ndarray) -> None:
+        """Make the distance to this visual hull (bool [R, R, R]) the starting surface."""
+        corners = hull_distance(occupied)
+        self.base.copy_(torch.from_numpy(corners.transpose(2, 1, 0).reshape(-1, 1)))  # the table runs x fastest
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Signed distance [N] at scene points [N, 3]."""
+        base = hash_encoding.encode((x + 1) * 0.5, self.base, self.base_spec)
+        return (base + self.mlp(torch.cat([x, self.encoding(x)], -1)))[:, 0]
+
+    def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Signed distance [N], its gradient [N, 3] and the encoding's features [N, L*F]; all differentiable once."""
+        base, base_jacobian = hash_encoding.encode_with_jacobian((x + 1) * 0.5, self.base, self.base_spec)
+        features, jacobian = self.encoding.with_jacobian(x)
+        out, slope = self.mlp.with_gradient(torch.cat([x, features], -1))
+        gradient = base_jacobian[..., 0] * 0.5 + slope[:, 0, :3] + torch.einsum("ndk,nk->nd", jacobian, slope[:, 0, 3:])
+        return (base + out)[:, 0], gradient, features
+
+    def describe(self) -> dict[str, Any]:
+        """What is needed to build the same module again."""
+        return {"spec": self.encoding.spec.to_json(), "hidden": self.mlp.first.out_features, "hull_resolution": self.base_spec.resolutions[0][0]}
+
+    @staticmethod
+    def build(description: dict[str, Any]) -> SdfField:
+        return SdfField(HashSpec.from_json(description["spec"]), description["hidden"], description["hull_resolution"])
+
+
+class Sharpness(nn.Module):
+    """`inv_std` of the SDF-to-alpha logistic, exp(10 v), learned (Wang et al. 2021)."""
+
+    def __init__(self, initial: float):
+        super().__init__()
+        self.v = nn.Parameter(torch.tensor(np.log(initial) / 10, dtype=torch.float32))
+
+    def forward(self) -> Tensor:
+        return torch.exp(10 * self.v)
