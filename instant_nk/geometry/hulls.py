@@ -177,7 +177,9 @@ def meeting_point(c2w: np.ndarray) -> np.ndarray | None:
     return np.linalg.solve(system, (across @ c2w[:, :3, 3:]).sum(0)[:, 0])
 
 
-def subject_box(cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, low: np.ndarray, high: np.ndarray, resolution: int = 32, levels: int = 4) -> np.ndarray | None:
+def subject_box(
+    cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, low: np.ndarray, high: np.ndarray, resolution: int = 32, levels: int = 4
+) -> np.ndarray | None:
     """Box [[min], [max]] around the visual hull within the region from `low` to `high`, coarse to fine; None when the hull is empty.
 
     Counted is only what at least half of the cameras see: where few look, their masks alone bound nothing.
@@ -193,6 +195,30 @@ def subject_box(cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, low: 
     return box
 
 
-def openness(hull: np.ndarray) -> float:
-    """Outer faces of a hull."""
-    return float(sum(np.count_nonzero(np.diff(hull, axis=a)) for a in range(3)))
+def outer_faces(hull: np.ndarray) -> int:
+    """Number of voxel faces between a hull bool [R, R, R] and what is not hull: its surface. Parts that touch hide each other's."""
+    padded = np.pad(hull, 1)
+    return sum(int(np.count_nonzero(padded[1:] != padded[:-1])) for padded in (padded, padded.swapaxes(0, 1), padded.swapaxes(0, 2)))
+
+
+def explained_share(hull: np.ndarray, camera: Silhouette, K: np.ndarray, c2w: np.ndarray) -> float:
+    """Share of a mask that a hull over [-1, 1]^3 accounts for, at the voxels' resolution: 1 where masks and cameras agree.
+
+    A mask pixel without hull behind it was denied by other cameras: one of the poses or masks is wrong there.
+    """
+    resolution = hull.shape[0]
+    points = -1 + (2 * np.argwhere(hull) + 1) / resolution
+    local = (points - c2w[:3, 3]) @ c2w[:3, :3]
+    local = local[local[:, 2] > 1e-6]
+    v = K[1, 1] * local[:, 1] / local[:, 2] + K[1, 2]
+    u = (K[0, 0] * local[:, 0] + K[0, 1] * local[:, 1]) / local[:, 2] + K[0, 2]
+    cell = max(1, int(np.ceil(max(K[0, 0], K[1, 1]) * 2 / resolution / max(np.median(local[:, 2]), 1e-6) / camera.pool))) if len(local) else 1
+    h, w = camera.distance.shape
+    reached = np.zeros((-(-h // cell) + 2, -(-w // cell) + 2), bool)
+    row, col = np.floor(v / camera.pool / cell).astype(np.intp) + 1, np.floor(u / camera.pool / cell).astype(np.intp) + 1
+    inside = (row >= 0) & (row < reached.shape[0]) & (col >= 0) & (col < reached.shape[1])
+    reached[row[inside], col[inside]] = True
+    rows = reached[:-2] | reached[1:-1] | reached[2:]
+    reached = rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
+    subject = np.argwhere(camera.mask)
+    return float(reached[subject[:, 0] // cell, subject[:, 1] // cell].mean()) if len(subject) else 1.0

@@ -40,6 +40,8 @@ OUTSIDE_SHARE = 0.05
 """Share of a mask whose rays miss the box, above which the subject counts as outside of it."""
 BOX_MARGIN = 0.1
 """Margin around a proposed box, as a share of its extent on each side."""
+END_PENALTY = 0.05
+"""What lying at an end of the clip takes off a frame's hull surface when the canonical frame is chosen."""
 SEARCH_SIDE = 256
 """Longer side, in pixels, of the masks from which a box is proposed."""
 
@@ -86,13 +88,13 @@ def run(job: layout.Job) -> None:
         plan = make_plan(config, store)
         with workers(config) as pool:
             if plan.box is None:
-                plan = with_proposed_box(plan, pool)
+                plan = with_proposed_box(plan, pool, plan.frames)
             dataset, measures = build(plan, store, config, pool)
         if changes := captures.describe_changes(plan.listing, captures.listing(root)):
             raise DataError(f"{root}: the capture changed while it was read ({changes}). Run the same command again when it is complete.")
         section = layout.stage_config(config, "dataset")
         header = artifact.make_header("dataset", datasets.FORMAT, "dataset", section, {"capture": captures.digest(plan.listing)})
-        extra = {"masks": plan.train.rule.kind, "box_source": plan.box_source, "canonical_frame_measures": measures.pop("openness")}
+        extra = {"masks": plan.train.rule.kind, "box_source": plan.box_source, "hull_surface_voxel_faces": measures.pop("hull_surface")}
         move_in(store, job.paths.dataset)
     captures.save_listing(manifest, plan.listing)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -178,8 +180,8 @@ def silhouettes(images: Images, frame: int, reductions: list[int], pool: ThreadP
 # The box.
 
 
-def with_proposed_box(plan: Plan, pool: ThreadPoolExecutor) -> Plan:
-    """The plan with a box around the visual hulls of all frames, plus a margin."""
+def with_proposed_box(plan: Plan, pool: ThreadPoolExecutor, frames: list[int]) -> Plan:
+    """The plan with a box around the visual hulls of `frames`, plus a margin."""
     centre = hulls.meeting_point(plan.c2w)
     unknown = f"{plan.root}: the capture's json gives no box ('aabb') and none can be proposed"
     how = "Give dataset.box: [[x, y, z], [x, y, z]] in world units."
@@ -188,7 +190,7 @@ def with_proposed_box(plan: Plan, pool: ThreadPoolExecutor) -> Plan:
     reach = float(np.linalg.norm(plan.c2w[:, :3, 3] - centre, axis=1).max())
     reductions = [max(1, -(-max(lens.size) // SEARCH_SIDE)) for lens in plan.train.lenses]
     box = None
-    for frame in log_module.progress(plan.frames, "dataset: box", log):
+    for frame in log_module.progress(frames, "dataset: box", log):
         masks = silhouettes(plan.train, frame, reductions, pool)
         if box is not None and outside_shares(masks, plan, coverages(box, plan, reductions)).max() == 0:
             continue  # the box holds this frame already
@@ -198,7 +200,7 @@ def with_proposed_box(plan: Plan, pool: ThreadPoolExecutor) -> Plan:
         box = found if box is None else np.stack([np.minimum(box[0], found[0]), np.maximum(box[1], found[1])])
     box += BOX_MARGIN * np.array([[-1.0], [1.0]]) * (box[1] - box[0])
     log.info("proposed box: %s", box.round(4).tolist())
-    return Plan(plan.root, plan.listing, plan.frames, plan.train, plan.heldout, box, "proposed from the visual hulls", plan.depth_unit)
+    return dataclasses.replace(plan, box=box, box_source="proposed from the visual hulls")
 
 
 def coverages(box: np.ndarray, plan: Plan, reductions: list[int]) -> list[np.ndarray]:
@@ -285,17 +287,33 @@ def build(plan: Plan, store: Path, config: Config, pool: ThreadPoolExecutor) -> 
         if not hull.any():
             raise DataError(f"{plan.root}: the visual hull of frame {frame} is empty: no point of the box lies in all masks. {disagreement(masks, plan)}")
         partial.save_hull(frame, hull, header)
-        measures[frame] = hulls.openness(hull)
+        measures[frame] = hulls.outer_faces(hull)
         for kind, names in frame_files(plan, frame, store, pool).items():
             files[kind][str(frame)] = names
     canonical = config.dataset.canonical_frame
     if canonical is None:
-        canonical = max(plan.frames, key=lambda t: measures[t])
-        log.info("canonical frame: %d", canonical)
+        canonical = choose_canonical(measures)
     dataset = dataclasses.replace(
         partial, root=store.parent, canonical_frame=canonical, images=files["images"], heldout_images=files["heldout_images"], depth=files["depth"] or None
     )
-    return dataset, {**numbers, "canonical_frame": canonical, "openness": {str(t): m for t, m in measures.items()}}
+    return dataset, {**numbers, "canonical_frame": canonical, "hull_surface": {str(t): m for t, m in measures.items()}}
+
+
+def choose_canonical(surface: dict[int, int]) -> int:
+    """Frame whose shape becomes the rest shape: the largest hull surface, and among nearly equal ones that nearest the middle of the clip.
+
+    Limbs that touch or fold hide surface, so a large one means few self-contacts and much to see; the middle halves the way to the
+    farthest frame. Being at an end of the clip costs `END_PENALTY` of the surface.
+
+    Args:
+        surface: outer voxel faces of each frame's hull, by absolute frame.
+    """
+    frames = sorted(surface)
+    half = max((len(frames) - 1) / 2, 0.5)
+    scores = {t: surface[t] * (1 - END_PENALTY * abs(i - (len(frames) - 1) / 2) / half) for i, t in enumerate(frames)}
+    chosen = max(frames, key=lambda t: scores[t])
+    log.info("canonical frame %d: hull surface %d voxel faces, %d to %d over the clip", chosen, surface[chosen], min(surface.values()), max(surface.values()))
+    return chosen
 
 
 def frame_files(plan: Plan, frame: int, store: Path, pool: ThreadPoolExecutor) -> dict[str, list]:
