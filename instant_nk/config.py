@@ -56,6 +56,7 @@ class DatasetConfig:
     canonical_frame: int | None = key(None, "absolute frame to reconstruct as the rest shape; null: chosen from the visual hulls")
     hull_resolution: int = key(64, "voxels along each axis of the per-frame visual hulls")
     max_image_side: int | None = key(None, "downscale images whose longer side exceeds this, pixels; null: keep")
+    outside_tolerance: float = key(0.02, "share of a mask that may lie outside the box; raise it only for masks with stray parts far from the subject")
 
 
 @dataclass(frozen=True)

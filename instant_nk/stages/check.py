@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def run_check(config: Config, out: Path) -> str:
         if plan.box is None:
             plan = dataset.with_proposed_box(plan, pool, sampled)
         cameras, problems, shown = look_at_masks(plan, sampled, config, pool)
-    check_picture.draw(out, plan, sampled[0], shown, cameras)
+    check_picture.draw(out, plan, sampled[0], shown, cameras, {c.name for c in cameras if doubt(c, config)})
     if problems:
         raise DataError("\n".join([*problems, f"Drawn in {out}."]))
     return "\n".join(describe(config, plan, sampled, cameras) + [f"picture: {out}"])
@@ -108,6 +109,7 @@ def look_at_masks(plan: Plan, frames: list[int], config: Config, pool: ThreadPoo
     covered = dataset.coverages(plan.box, plan, reductions)
     cameras = [CameraReport(c.name) for c in plan.train.cameras]
     problems: list[str] = []
+    outside: dict[int, str] = {}
     shown = None
     for frame in log_module.progress(frames, "check: masks", log):
         masks = dataset.silhouettes(plan.train, frame, reductions, pool)
@@ -115,9 +117,9 @@ def look_at_masks(plan: Plan, frames: list[int], config: Config, pool: ThreadPoo
         shown = hull if shown is None else shown
         shares = dataset.outside_shares(masks, plan, covered)
         try:
-            dataset.check_inside(frame, shares, plan)
+            dataset.check_inside(frame, shares, plan, config.dataset.outside_tolerance)
         except DataError as error:
-            problems.append(str(error))
+            outside[frame] = str(error)
         if not hull.any():
             problems.append(f"frame {frame}: no point of the box lies in all masks. {dataset.disagreement(masks, plan)}")
         for i, (camera, mask) in enumerate(zip(cameras, masks)):
@@ -125,7 +127,21 @@ def look_at_masks(plan: Plan, frames: list[int], config: Config, pool: ThreadPoo
             camera.outside = max(camera.outside, float(shares[i]))
             camera.explained = min(camera.explained, hulls.explained_share(hull, mask, plan.K[i], poses[i]))
             camera.empty += not mask.subject
+    if outside:
+        problems = [outside_problem(outside, plan, pool), *problems]
     return cameras, problems, shown
+
+
+def outside_problem(outside: dict[int, str], plan: Plan, pool: ThreadPoolExecutor) -> str:
+    """What to say of a subject that leaves the box at some frames: the first of them, the others' numbers, and a box that would do."""
+    first, *others = outside
+    text = outside[first] + (f" So it does at frames {', '.join(map(str, others))}." if others else "")
+    try:
+        better = dataset.with_proposed_box(dataclasses.replace(plan, box=None), pool, list(outside)).box
+    except DataError as error:
+        return f"{text} No better box can be proposed: {error}"
+    union = np.stack([np.minimum(plan.box[0], better[0]), np.maximum(plan.box[1], better[1])])
+    return f"{text} A box that holds these frames: dataset.box: {union.round(6).tolist()}."
 
 
 def describe(config: Config, plan: Plan, sampled: list[int], cameras: list[CameraReport]) -> list[str]:
@@ -146,9 +162,18 @@ def describe(config: Config, plan: Plan, sampled: list[int], cameras: list[Camer
         f"{'camera':<24} {'subject':>8} {'outside box':>12} {'agrees with hull':>17}",
     ]
     for c in cameras:
-        doubt = f"  <- {c.empty} empty masks" * bool(c.empty) + "  <- check its pose and masks" * (c.explained < LEAST_EXPLAINED)
-        lines.append(f"{c.name:<24} {100 * c.subject:>6.1f} % {100 * c.outside:>10.1f} % {100 * c.explained:>15.1f} %{doubt}")
+        lines.append(f"{c.name:<24} {100 * c.subject:>6.1f} % {100 * c.outside:>10.1f} % {100 * c.explained:>15.1f} %{doubt(c, config)}")
     return [*lines, "", *describe_work(config, plan)]
+
+
+def doubt(camera: CameraReport, config: Config) -> str:
+    """What to look at in a camera; "" when nothing."""
+    found = {
+        f"{camera.empty} empty masks": camera.empty > 0,
+        "its mask leaves the box": camera.outside > config.dataset.outside_tolerance,
+        "check its pose and masks": camera.explained < LEAST_EXPLAINED,
+    }
+    return "".join(f"  <- {text}" for text, true in found.items() if true)
 
 
 MASKS = {

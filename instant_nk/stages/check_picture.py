@@ -21,13 +21,14 @@ SPACE_SIDE, THUMB, GAP, MOST_THUMBS = 720, 180, 10, 40
 BOX_EDGES = [(i, i | 1 << axis) for i in range(8) for axis in range(3) if not i >> axis & 1]
 
 
-def draw(path: Path, plan: Plan, frame: int, hull: np.ndarray, cameras: list[CameraReport]) -> None:
+def draw(path: Path, plan: Plan, frame: int, hull: np.ndarray, cameras: list[CameraReport], doubtful: set[str]) -> None:
     """Write the picture of a capture at a frame.
 
     Args:
         path: PNG file.
         hull: visual hull bool [R, R, R] of the frame, over [-1, 1]^3 scene space.
         cameras: findings per training camera, printed under the thumbnails.
+        doubtful: names of those to print in red.
     """
     shown = sorted(set(np.linspace(0, len(cameras) - 1, min(MOST_THUMBS, len(cameras))).round().astype(int)))
     columns = max(4, int(np.ceil(np.sqrt(len(shown) * 1.2))))
@@ -47,9 +48,8 @@ def draw(path: Path, plan: Plan, frame: int, hull: np.ndarray, cameras: list[Cam
         y = 40 + place // columns * (THUMB + 30 + GAP)
         page.paste(draw_view(plan, int(index), frame), (x, y))
         found = cameras[index]
-        bad = found.outside > 0.05 or found.explained < 0.9 or found.empty
         pen.text((x, y + THUMB + 2), found.name[:28], fill=INK)
-        pen.text((x, y + THUMB + 15), f"outside {100 * found.outside:.1f} %  hull {100 * found.explained:.0f} %", fill=DOUBT if bad else SOFT)
+        pen.text((x, y + THUMB + 15), f"outside {100 * found.outside:.1f} %  hull {100 * found.explained:.0f} %", fill=DOUBT if found.name in doubtful else SOFT)
     with artifact.atomic(path) as aside:
         page.save(aside, format="PNG")
 

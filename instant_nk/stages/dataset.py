@@ -36,8 +36,6 @@ from instant_nk.io.dataset import CameraSet, Dataset
 
 log = logging.getLogger(__name__)
 
-OUTSIDE_SHARE = 0.05
-"""Share of a mask whose rays miss the box, above which the subject counts as outside of it."""
 BOX_MARGIN = 0.1
 """Margin around a proposed box, as a share of its extent on each side."""
 END_PENALTY = 0.05
@@ -218,13 +216,13 @@ def outside_shares(masks: list[Silhouette], plan: Plan, covered: list[np.ndarray
     return np.array([np.count_nonzero(m.mask & ~c) / max(np.count_nonzero(m.mask), 1) for m, c in zip(masks, covered)])
 
 
-def check_inside(frame: int, shares: np.ndarray, plan: Plan) -> None:
+def check_inside(frame: int, shares: np.ndarray, plan: Plan, tolerance: float) -> None:
     """Refuse a subject that leaves the box in two cameras or more; one camera alone is a mask to look at.
 
     Raises:
         DataError: names frame, cameras and shares.
     """
-    bad = np.flatnonzero(shares > OUTSIDE_SHARE)
+    bad = np.flatnonzero(shares > tolerance)
     named = ", ".join(f"{plan.train.cameras[i].name} {100 * shares[i]:.0f} %" for i in bad)
     if len(bad) >= min(2, len(shares)):
         raise DataError(
@@ -281,7 +279,7 @@ def build(plan: Plan, store: Path, config: Config, pool: ThreadPoolExecutor) -> 
     for frame in log_module.progress(plan.frames, "dataset", log):
         masks = silhouettes(plan.train, frame, reductions, pool)
         shares = outside_shares(masks, plan, covered)
-        check_inside(frame, shares, plan)
+        check_inside(frame, shares, plan, config.dataset.outside_tolerance)
         numbers["mask_outside_box_worst_share"] = max(numbers["mask_outside_box_worst_share"], float(shares.max()))
         hull = hulls.visual_hull(masks, K, poses, resolution)
         if not hull.any():
