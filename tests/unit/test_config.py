@@ -102,7 +102,10 @@ def test_a_broken_or_missing_file_is_named(tmp_path):
 def test_each_sequence_gets_its_own_overrides():
     values = {"preset": "tiny", "sequences": {"one": "a", "two": {"capture": "b", "frames": {"count": 3}}}, "field": {"steps": 9}}
     configs = schema.for_sequences(schema.parse(values), values)
-    assert [(name, c.sequence, c.capture, c.frames.count, c.field.steps) for name, c in configs.items()] == [("one", "one", "a", None, 9), ("two", "two", "b", 3, 9)]
+    assert [(name, c.sequence, c.capture, c.frames.count, c.field.steps) for name, c in configs.items()] == [
+        ("one", "one", "a", None, 9),
+        ("two", "two", "b", 3, 9),
+    ]
 
 
 def test_a_config_printed_in_full_reads_back_as_itself():

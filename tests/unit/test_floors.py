@@ -61,7 +61,9 @@ def test_desktop_libraries_are_imported_where_they_serve(repository):
         if floor not in TORCH_AND_NUMPY_ALONE and floor not in ("config", "layout", "errors", "log", "entry", "cli"):
             continue
         top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-        early += [f"{path.relative_to(repository)}:{line} imports {name}" for line, name in imports(top) if name.split(".")[0] in HEAVY and "triton" not in path.stem]
+        early += [
+            f"{path.relative_to(repository)}:{line} imports {name}" for line, name in imports(top) if name.split(".")[0] in HEAVY and "triton" not in path.stem
+        ]
     assert not early, "\n".join(early)
 
 
