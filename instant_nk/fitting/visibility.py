@@ -1,0 +1,58 @@
+"""Which cameras see which vertices, and what colour they see there."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instant_nk.geometry.cameras import camera_to_scene, project
+from instant_nk.geometry.rasterize import visible_vertices
+from instant_nk.io.dataset import Dataset
+
+MAX_SIDE = 256  # visibility is decided on images no larger than this; finer pixels change nothing at vertex scale
+
+
+def seen_by(dataset: Dataset, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Whether each training camera sees each vertex, bool [C, V].
+
+    Args:
+        vertices: scene (live) space, f32 [V, 3].
+        faces: i32 [T, 3].
+    """
+    points, triangles = torch.from_numpy(vertices).float(), torch.from_numpy(faces)
+    w2c = torch.from_numpy(np.linalg.inv(camera_to_scene(dataset.cameras.c2w, dataset.scene_from_world)))
+    result = []
+    for c in range(len(dataset.cameras)):
+        width, height = (int(v) for v in dataset.cameras.sizes[c])
+        scale = min(1.0, MAX_SIDE / max(width, height))
+        K = torch.from_numpy(np.diag([scale, scale, 1.0]) @ dataset.cameras.K[c])
+        result.append(visible_vertices(points, triangles, w2c[c], K, (max(1, round(width * scale)), max(1, round(height * scale)))).numpy())
+    return np.stack(result)
+
+
+def observed_colours(dataset: Dataset, frame: int, vertices: np.ndarray, normals: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Mean colour [V, 3] that the cameras of `seen` [C, V] observe at each vertex, head-on views counting most; grey where none does."""
+    points, n = torch.from_numpy(vertices).float(), torch.from_numpy(normals).float()
+    poses = torch.from_numpy(camera_to_scene(dataset.cameras.c2w, dataset.scene_from_world)).float()
+    total, weights = torch.zeros(len(points), 3), torch.zeros(len(points))
+    for c in range(len(dataset.cameras)):
+        if not seen[c].any():
+            continue
+        pixels, _ = project(points, torch.linalg.inv(poses[c]), torch.from_numpy(dataset.cameras.K[c]).float())
+        colour, alpha = sample_image(torch.from_numpy(dataset.image(c, frame)), pixels)
+        towards = torch.nn.functional.normalize(poses[c, :3, 3] - points, dim=-1)
+        weight = torch.from_numpy(seen[c]) * (towards * n).sum(-1).clamp_min(0) ** 2 * (alpha > 0.9)
+        total += colour * weight[:, None]
+        weights += weight
+    return torch.where(weights[:, None] > 1e-3, total / weights.clamp_min(1e-3)[:, None], torch.full((3,), 0.5)).numpy()
+
+
+def sample_image(rgba: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Bilinear straight colour [N, 3] and alpha [N] of an 8-bit RGBA image [H, W, 4] at pixel positions [N, 2]; zero outside."""
+    height, width = rgba.shape[:2]
+    image = rgba.float() / 255
+    premultiplied = torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], -1).permute(2, 0, 1)[None]
+    grid = (pixels / torch.tensor([width, height], dtype=torch.float32) * 2 - 1)[None, None]
+    values = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)[0, :, 0].T
+    return values[:, :3] / values[:, 3:].clamp_min(1e-6), values[:, 3]

@@ -1,0 +1,148 @@
+"""Stage 4: evidence of the live surface at each frame of a batch: from a quick neural surface, depth maps or given meshes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from instant_nk import layout, log
+from instant_nk.errors import DataError
+from instant_nk.fitting import meshing
+from instant_nk.fitting.rays import PixelSource
+from instant_nk.fitting.surface_fit import SurfaceFit, SurfaceFitConfig
+from instant_nk.fitting.visibility import observed_colours, seen_by
+from instant_nk.geometry import surface as surfaces
+from instant_nk.geometry.cameras import camera_to_scene
+from instant_nk.io import artifact
+from instant_nk.io import dataset as dataset_io
+from instant_nk.io import observation as observation_io
+from instant_nk.io.dataset import Dataset
+from instant_nk.io.observation import Observation
+from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.layout import Job
+
+logger = logging.getLogger(__name__)
+
+LEVELS, FEATURES, BASE, HIDDEN = 6, 4, 12, 32  # of the quick surface: its config says only how long and how fine
+KEEP_COMPONENTS = 0.01
+DEPTH_EDGE = 0.02  # scene units: a larger step in depth between neighbouring pixels is an occlusion, not a surface
+
+
+def run(job: Job) -> None:
+    """Write `4_observation/{frame}.npz` for every frame of the job's batch, then the batch's `.json`."""
+    measure = log.measure()
+    dataset = dataset_io.load(job.paths.manifest)
+    observe = {"neural": observe_neural, "depth": observe_depth, "meshes": observe_meshes}[job.config.observation.provider]
+    header = artifact.make_header(
+        "observation", observation_io.FORMAT, "observation", layout.stage_config(job.config, "observation"), {"dataset": artifact.file_hash(job.paths.manifest)}
+    )
+    metrics = {}
+    for frame in log.progress(layout.select(list(dataset.frames), job.part), f"observation {job.part}", logger):
+        observation, numbers = observe(job, dataset, frame)
+        if not len(observation.points):
+            raise DataError(f"frame {frame}: no surface was observed (provider {job.config.observation.provider}). Look at its masks with 'instant-nk check'.")
+        observation_io.save(job.paths.observation(frame), observation, header)
+        metrics[str(frame)] = {"points": len(observation.points), **numbers}
+    artifact.save_json(job.paths.observation_batch(job.part), {**measure.numbers(), "frames": metrics})
+
+
+def observe_neural(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
+    """A quick neural surface started from the frame's own visual hull."""
+    c = job.config.observation
+    spec = HashSpec.geometric(LEVELS, FEATURES, c.log2_table_size, BASE, c.finest_resolution)
+    hull = dataset.hull(frame)
+    fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], 1e-2, 0.05, 0.2)
+    surface = SurfaceFit(fit_config, PixelSource(dataset, [frame], job.device), hull, job.device, job.config.runtime.seed + frame, f"frame {frame}").run()
+    values = meshing.sample_sdf(surface.sdf, surface.occupied, c.surface_resolution)
+    vertices, faces = meshing.keep_components(*meshing.isosurface(values), KEEP_COMPONENTS)
+    vertices, faces = meshing.decimate(vertices, faces, 2 * c.max_points)
+    points, normals = meshing.snap(surface.sdf.with_gradient, torch.from_numpy(vertices).to(job.device), limit=2.0 / c.surface_resolution)
+    observation = _from_mesh(dataset, frame, points.cpu().numpy(), faces, normals.cpu().numpy())
+    return observation, {"psnr_db": surface.history["psnr_db"][-1], "inv_std": surface.history["inv_std"][-1]}
+
+
+def observe_meshes(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
+    """A given mesh per frame, world coordinates, found by the number in its name."""
+    import trimesh
+
+    folder = Path(job.config.observation.folder)
+    found = {int(re.findall(r"\d+", p.stem)[-1]): p for p in sorted(folder.glob("*")) if p.suffix.lower() in (".ply", ".obj", ".stl", ".glb") and re.search(r"\d", p.stem)}
+    if frame not in found:
+        raise DataError(f"{folder}: no mesh for frame {frame}; found frames {sorted(found)[:8]}. Name files by frame number, e.g. mesh_{frame:04d}.ply.")
+    mesh = trimesh.load(found[frame], process=False, force="mesh")
+    if not len(mesh.faces):
+        raise DataError(f"{found[frame]}: the mesh has no faces; wanted a triangle mesh in world coordinates.")
+    vertices, faces, _ = surfaces.weld(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces))
+    scene = (vertices @ dataset.scene_from_world[:3, :3].T + dataset.scene_from_world[:3, 3]).astype(np.float32)
+    vertices, faces = meshing.decimate(scene, faces.astype(np.int32), 2 * job.config.observation.max_points)
+    return _from_mesh(dataset, frame, vertices, faces, surfaces.vertex_normals(vertices, faces).astype(np.float32)), {}
+
+
+def _from_mesh(dataset: Dataset, frame: int, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray) -> Observation:
+    """Vertices of a live mesh with what the cameras see there; vertices no camera sees keep a low confidence."""
+    vertices, faces = vertices.astype(np.float32), faces.astype(np.int32)
+    seen = seen_by(dataset, vertices, faces)
+    n_views = seen.sum(0).astype(np.int32)
+    boundary = np.zeros(len(vertices), bool)
+    boundary[surfaces.boundary_vertices(vertices, faces)] = True
+    confidence = (0.1 + 0.9 * np.minimum(n_views, 3) / 3).astype(np.float32)
+    return Observation(vertices, normals.astype(np.float32), observed_colours(dataset, frame, vertices, normals, seen).astype(np.float32), confidence, n_views, boundary, faces)
+
+
+def observe_depth(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
+    """Oriented points from all depth maps, thinned to `max_points` on a voxel grid."""
+    poses = camera_to_scene(dataset.cameras.c2w, dataset.scene_from_world)
+    parts = [_depth_points(dataset, c, frame, poses[c]) for c in range(len(dataset.cameras))]
+    points, normals, colours, edge = (np.concatenate(p) for p in zip(*parts))
+    area = max(len(np.unique(np.floor(points * 32).astype(np.int32), axis=0)), 1) / 32**2
+    voxel = np.sqrt(area / job.config.observation.max_points) * 1.2
+    _, cell = np.unique(np.floor(points / voxel).astype(np.int64), axis=0, return_inverse=True)
+    count = np.bincount(cell)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.stack([np.bincount(cell, weights=v) for v in values.T], 1) / count[:, None]
+
+    normal = mean(normals)
+    length = np.linalg.norm(normal, axis=1)
+    keep = length > 0.5  # opposite sides in one voxel have no common normal
+    boundary = np.bincount(cell, weights=edge) > 0.5 * count
+    observation = Observation(
+        mean(points)[keep].astype(np.float32),
+        (normal / np.maximum(length, 1e-9)[:, None])[keep].astype(np.float32),
+        mean(colours)[keep].astype(np.float32),
+        np.minimum(1, 0.25 + count / 8)[keep].astype(np.float32),
+        np.minimum(count, len(dataset.cameras))[keep].astype(np.int32),
+        boundary[keep],
+    )
+    return observation, {"depth_pixels": len(points)}
+
+
+def _depth_points(dataset: Dataset, camera: int, frame: int, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scene points, normals, colours and occlusion-edge flags of one depth map's pixels inside the mask."""
+    depth = dataset.depth_map(camera, frame) * dataset.scale
+    rgba = dataset.image(camera, frame)
+    if depth.shape != rgba.shape[:2]:
+        raise DataError(f"camera {dataset.cameras.names[camera]}, frame {frame}: wanted a depth map of {rgba.shape[1]}x{rgba.shape[0]} pixels like the image, got {depth.shape[1]}x{depth.shape[0]}.")
+    height, width = depth.shape
+    u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    K = dataset.cameras.K[camera]
+    y = (v - K[1, 2]) / K[1, 1]
+    x = (u - K[0, 2] - K[0, 1] * y) / K[0, 0]
+    local = np.stack([x * depth, y * depth, depth], -1)
+    valid = (depth > 0) & (rgba[..., 3] > 127)
+    inner = valid.copy()
+    inner[0], inner[-1], inner[:, 0], inner[:, -1] = False, False, False, False
+    step = np.zeros_like(depth)
+    for axis, shift in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        step = np.maximum(step, np.where(np.roll(valid, shift, axis), np.abs(np.roll(depth, shift, axis) - depth), np.inf))
+    normal = np.cross(np.roll(local, -1, 0) - np.roll(local, 1, 0), np.roll(local, -1, 1) - np.roll(local, 1, 1))
+    inner &= step < DEPTH_EDGE * 2
+    edge = (step >= DEPTH_EDGE)[inner]
+    length = np.linalg.norm(normal[inner], axis=1)
+    n = normal[inner] / np.maximum(length, 1e-12)[:, None]
+    n *= -np.sign((n * local[inner]).sum(1))[:, None]  # towards the camera
+    return local[inner] @ pose[:3, :3].T + pose[:3, 3], n @ pose[:3, :3].T, rgba[inner][:, :3] / 255.0, edge.astype(float)
