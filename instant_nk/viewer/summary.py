@@ -1,0 +1,38 @@
+"""What a finished sequence left behind: where its files are, and its metrics as a table for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from instant_nk import layout
+from instant_nk.io import artifact
+
+
+def text(root: Path) -> str:
+    """Paths of the report, the animated mesh and the videos, then every number of the report's summary.
+
+    Args:
+        root: folder of one sequence, e.g. ``results/demo``.
+
+    Raises:
+        ContractError: the sequence has no report yet.
+    """
+    paths = layout.Paths(Path(root))
+    summary = artifact.load_json(paths.metrics, "the report's metrics")["summary"]
+    places = (
+        ("report", paths.report_page),
+        ("animated mesh", paths.animation_glb),
+        ("vertices", paths.animation),
+        ("video", paths.report / "rgb.mp4"),
+        ("all metrics", paths.metrics),
+    )
+    lines = [f"{what:<14} {path}" for what, path in places if path.is_file()]
+    width = max(len(name) for name in summary)
+    rows = [f"{name:<{width}}  {_number(value)}" for name, value in summary.items()]
+    return "\n".join(["", *lines, "", *rows, ""])
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return "-"  # no ground truth, or nothing held out
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
