@@ -35,7 +35,7 @@ STAGE_READS = {
     "registration": ("registration",),
     "field": ("field",),
     "mesh": ("mesh", "field.window_frames", "field.overlap", "report.fps"),
-    "report": ("report",),
+    "report": ("report", "field.window_frames", "field.overlap", "observation.frames_per_job"),
 }
 
 

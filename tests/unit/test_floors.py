@@ -13,8 +13,9 @@ FLOORS = [
     {"io"},
     {"models"},
     {"fitting"},
+    {"viewer"},
     {"stages"},
-    {"viewer", "entry", "cli"},
+    {"entry", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 HEAVY = ("open3d", "trimesh", "snakemake", "matplotlib", "viser", "pxr", "xatlas", "imageio", "skimage", "tinycudann", "triton")
