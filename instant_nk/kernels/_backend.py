@@ -8,6 +8,7 @@ Nothing here imports triton, numba or tinycudann until a tensor that needs them 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -23,7 +24,7 @@ BACKENDS = ("auto", "reference", "triton", "tcnn")
 MIN_CAPABILITY = (8, 0)  # what Triton's own releases support
 TRITON_DTYPES = (torch.float32, torch.float16)
 OFFERS = {  # kernel folder: backends it has code for
-    "hash_encoding": ("reference", "numba"),
+    "hash_encoding": ("reference", "numba", "triton"),
     "blend_skinning": ("reference", "numba"),
     "ray_sampling": ("reference", "numba"),
     "volume_rendering": ("reference", "numba"),
@@ -107,6 +108,11 @@ def _triton_problem(tensors: tuple[Tensor, ...]) -> str | None:
 def _numba_serves(tensors: tuple[Tensor, ...]) -> bool:
     """Compiled CPU loops take float32 on the CPU, where numba is installed; they are the CPU's `auto`."""
     return all(t.dtype == torch.float32 and not t.is_cuda for t in tensors) and importlib.util.find_spec("numba") is not None
+
+
+def on(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Make `tensor`'s GPU current, where Triton launches; nothing for CPU tensors."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache

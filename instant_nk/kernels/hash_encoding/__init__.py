@@ -6,6 +6,7 @@ Jacobian are both linear in the table, normals and the eikonal term cost one gat
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from instant_nk.kernels.hash_encoding.spec import HashSpec
 __all__ = ["HashSpec", "encode", "encode_with_jacobian"]
 
 
-def _primitives(x: Tensor) -> Any:
+def _primitives(*tensors: Tensor) -> ModuleType:
     """The backend's module with `forward`, `table_grad` and `position_grad`."""
-    backend = _backend.choose("hash_encoding", x)
+    backend = _backend.choose("hash_encoding", *tensors)
     if backend == "triton":
         from instant_nk.kernels.hash_encoding import triton as module
     elif backend == "numba":
@@ -32,25 +33,39 @@ def _primitives(x: Tensor) -> Any:
     return module
 
 
+def _gradients(
+    x: Tensor, table: Tensor, spec: HashSpec, levels: int, grad: Tensor | None, grad_jacobian: Tensor | None, to_table: bool, to_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of <grad, features> + <grad_jacobian, Jacobian> to the table and the positions; in one pass where the backend has it."""
+    ops = _primitives(x, table)
+    if hasattr(ops, "backward"):
+        grad_table, grad_x = ops.backward(x, table, spec, levels, grad, grad_jacobian, to_table, to_x)
+    else:
+        grad_table = ops.table_grad(x, spec, levels, grad, grad_jacobian) if to_table else None
+        grad_x = ops.position_grad(x, table, spec, levels, grad, grad_jacobian) if to_x else None
+    return None if grad_table is None else grad_table.to(table.dtype), grad_x
+
+
 class _Encode(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, spec: HashSpec, levels: int) -> Tensor:
         ctx.save_for_backward(x, table)
         ctx.spec, ctx.levels = spec, levels
-        return _primitives(x).forward(x, table, spec, levels, False)[0]
+        return _primitives(x, table).forward(x, table, spec, levels, False)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, table = ctx.saved_tensors
-        grad_x = grad_table = None
-        if ctx.needs_input_grad[1]:
+        to_x, to_table = ctx.needs_input_grad[:2]
+        if not torch.is_grad_enabled():
+            grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, None, to_table, to_x)
+            return grad_x, grad_table, None, None
+        grad_x = grad_table = None  # create_graph: both stay differentiable
+        if to_table:
             grad_table = _Scatter.apply(x, grad, ctx.spec, ctx.levels).to(table.dtype)
-        if ctx.needs_input_grad[0]:
-            if torch.is_grad_enabled():  # create_graph: stay differentiable
-                _, jacobian = _EncodeWithJacobian.apply(x, table, ctx.spec, ctx.levels)
-                grad_x = torch.einsum("ndk,nk->nd", jacobian, grad)
-            else:
-                grad_x = _primitives(x).position_grad(x, table, ctx.spec, ctx.levels, grad, None)
+        if to_x:
+            _, jacobian = _EncodeWithJacobian.apply(x, table, ctx.spec, ctx.levels)
+            grad_x = torch.einsum("ndk,nk->nd", jacobian, grad)
         return grad_x, grad_table, None, None
 
 
@@ -61,13 +76,13 @@ class _Scatter(Function):
     def forward(ctx: Any, x: Tensor, grad: Tensor, spec: HashSpec, levels: int) -> Tensor:
         ctx.save_for_backward(x, grad)
         ctx.spec, ctx.levels = spec, levels
-        return _primitives(x).table_grad(x, spec, levels, grad, None)
+        return _primitives(x, grad).table_grad(x, spec, levels, grad, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         x, grad = ctx.saved_tensors
-        ops = _primitives(x)
+        ops = _primitives(x, grad)
         grad_x = ops.position_grad(x, cotangent, ctx.spec, ctx.levels, grad, None) if ctx.needs_input_grad[0] else None
         grad_grad = ops.forward(x, cotangent, ctx.spec, ctx.levels, False)[0] if ctx.needs_input_grad[1] else None
         return grad_x, grad_grad, None, None
@@ -79,15 +94,14 @@ class _EncodeWithJacobian(Function):
         ctx.save_for_backward(x, table)
         ctx.spec, ctx.levels = spec, levels
         ctx.set_materialize_grads(False)
-        return _primitives(x).forward(x, table, spec, levels, True)
+        return _primitives(x, table).forward(x, table, spec, levels, True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_jacobian: Tensor | None) -> tuple[Tensor | None, ...]:
         x, table = ctx.saved_tensors
-        ops = _primitives(x)
-        grad_table = ops.table_grad(x, ctx.spec, ctx.levels, grad, grad_jacobian).to(table.dtype) if ctx.needs_input_grad[1] else None
-        grad_x = ops.position_grad(x, table, ctx.spec, ctx.levels, grad, grad_jacobian) if ctx.needs_input_grad[0] else None
+        to_x, to_table = ctx.needs_input_grad[:2]
+        grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, grad_jacobian, to_table, to_x)
         return grad_x, grad_table, None, None
 
 

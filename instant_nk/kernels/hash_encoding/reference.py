@@ -79,7 +79,7 @@ def forward(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, with_jac
         features[:, level] = torch.einsum("nc,ncf->nf", weight, values)
         if with_jacobian:
             jacobian[:, :, level] = torch.einsum("ndc,ncf->ndf", gradient, values)
-    return features.reshape(n, -1), None if jacobian is None else jacobian.reshape(n, spec.dims, -1)
+    return features.reshape(n, spec.width), None if jacobian is None else jacobian.reshape(n, spec.dims, spec.width)
 
 
 def table_grad(x: Tensor, spec: HashSpec, open_levels: int, grad_features: Tensor | None, grad_jacobian: Tensor | None) -> Tensor:
