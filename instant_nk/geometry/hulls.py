@@ -79,7 +79,7 @@ def seen_by(points: np.ndarray, radius: float, camera: Silhouette, K: np.ndarray
     inside = ahead & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     col = np.where(inside, u, 0).astype(np.intp) // camera.pool
     row = np.where(inside, v, 0).astype(np.intp) // camera.pool
-    reach = max(K[0, 0], K[1, 1]) * radius / z + 0.5 * camera.pool
+    reach = max(K[0, 0], K[1, 1]) * radius / z + 0.75 * camera.pool  # half a reduced pixel's diagonal, for looking up the nearest one
     return inside, inside & (camera.distance[row, col] <= reach)
 
 

@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from tests.unit.capture_writer import rewrite, write_capture
 
 from instant_nk.errors import DataError
 from instant_nk.io import capture
+from tests.unit.capture_writer import rewrite, write_capture
 
 RAD = math.radians
 
@@ -211,30 +211,30 @@ def put(row, col, value):
 
 
 BAD_ENTRIES = {
-    "pose missing": (dict(transform_matrix=None), r"frames\[1\] \('cam_001.png'\): key 'transform_matrix' \(4x4 camera-to-world\) is missing"),
-    "pose not finite": (dict(transform_matrix=pose(put(0, 3, math.nan))), r"frames\[1\] .*'transform_matrix' holds values that are not finite"),
-    "pose infinite": (dict(transform_matrix=pose(put(2, 3, math.inf))), r"'transform_matrix' holds values that are not finite"),
-    "pose scaled": (dict(transform_matrix=np.diag([2.0, 2, 2, 1]).tolist()), r"not rigid: its 3x3 part scales by 2 to 2, wanted 1"),
-    "pose sheared": (dict(transform_matrix=pose(put(0, 1, 0.3))), r"not rigid: its 3x3 part scales by"),
-    "pose mirrored": (dict(transform_matrix=np.diag([-1.0, 1, 1, 1]).tolist()), r"not rigid: its 3x3 part mirrors \(determinant -1, wanted 1\)"),
+    "pose missing": ({"transform_matrix": None}, r"frames\[1\] \('cam_001.png'\): key 'transform_matrix' \(4x4 camera-to-world\) is missing"),
+    "pose not finite": ({"transform_matrix": pose(put(0, 3, math.nan))}, r"frames\[1\] .*'transform_matrix' holds values that are not finite"),
+    "pose infinite": ({"transform_matrix": pose(put(2, 3, math.inf))}, r"'transform_matrix' holds values that are not finite"),
+    "pose scaled": ({"transform_matrix": np.diag([2.0, 2, 2, 1]).tolist()}, r"not rigid: its 3x3 part scales by 2 to 2, wanted 1"),
+    "pose sheared": ({"transform_matrix": pose(put(0, 1, 0.3))}, r"not rigid: its 3x3 part scales by"),
+    "pose mirrored": ({"transform_matrix": np.diag([-1.0, 1, 1, 1]).tolist()}, r"not rigid: its 3x3 part mirrors \(determinant -1, wanted 1\)"),
     "pose transposed": (
-        dict(transform_matrix=pose(put(3, 0, 2.0))),
+        {"transform_matrix": pose(put(3, 0, 2.0))},
         r"the last row of 'transform_matrix' must be 0 0 0 1, got \[2.0, 0.0, 0.0, 1.0\]\. Is it transposed",
     ),
-    "pose of wrong shape": (dict(transform_matrix=[[1, 2], [3, 4]]), r"'transform_matrix' must be 4x4 numbers, got shape \[2, 2\]"),
-    "pose of text": (dict(transform_matrix="identity"), r"'transform_matrix' must be 4x4 numbers"),
-    "K with zero focal length": (dict(K=[[0, 0, 20], [0, 50, 16], [0, 0, 1]]), r"frames\[1\].*the focal length must be above zero, got fx=0, fy=50"),
-    "K with negative focal length": (dict(K=[[50, 0, 20], [0, -50, 16], [0, 0, 1]]), r"the focal length must be above zero, got fx=50, fy=-50"),
-    "K not finite": (dict(K=[[math.nan, 0, 20], [0, 50, 16], [0, 0, 1]]), r"'K' holds values that are not finite"),
-    "K transposed": (dict(K=[[50, 0, 0], [0, 50, 0], [20, 16, 1]]), r"'K' must have the rows fx s cx .*Is it transposed"),
-    "no intrinsics": (dict(K=None), r"no intrinsics: wanted 'K', 'fl_x' or 'camera_angle_x'"),
-    "fl_x zero": (dict(K=None, fl_x=0), r"the focal length 'fl_x' must be above zero, got 0"),
-    "fl_x of text": (dict(K=None, fl_x="50"), r"'fl_x' must be a finite number, got '50'"),
-    "angle too wide": (dict(K=None, camera_angle_x=4.0), r"the view angle 'camera_angle_x' must lie between 0 and 180 degrees"),
-    "file_path missing": (dict(file_path=None), r"frames\[1\]: key 'file_path' is missing"),
-    "file_path not text": (dict(file_path=7), r"'file_path' must be a file name, got 7"),
-    "file_path twice": (dict(file_path="cam_000.png"), r"'file_path' must be unique per camera \(and time\), found twice: cam_000.png"),
-    "k1 not finite": (dict(k1=math.inf), r"'k1' must be a finite number, got inf"),
+    "pose of wrong shape": ({"transform_matrix": [[1, 2], [3, 4]]}, r"'transform_matrix' must be 4x4 numbers, got shape \[2, 2\]"),
+    "pose of text": ({"transform_matrix": "identity"}, r"'transform_matrix' must be 4x4 numbers"),
+    "K with zero focal length": ({"K": [[0, 0, 20], [0, 50, 16], [0, 0, 1]]}, r"frames\[1\].*the focal length must be above zero, got fx=0, fy=50"),
+    "K with negative focal length": ({"K": [[50, 0, 20], [0, -50, 16], [0, 0, 1]]}, r"the focal length must be above zero, got fx=50, fy=-50"),
+    "K not finite": ({"K": [[math.nan, 0, 20], [0, 50, 16], [0, 0, 1]]}, r"'K' holds values that are not finite"),
+    "K transposed": ({"K": [[50, 0, 0], [0, 50, 0], [20, 16, 1]]}, r"'K' must have the rows fx s cx .*Is it transposed"),
+    "no intrinsics": ({"K": None}, r"no intrinsics: wanted 'K', 'fl_x' or 'camera_angle_x'"),
+    "fl_x zero": ({"K": None, "fl_x": 0}, r"the focal length 'fl_x' must be above zero, got 0"),
+    "fl_x of text": ({"K": None, "fl_x": "50"}, r"'fl_x' must be a finite number, got '50'"),
+    "angle too wide": ({"K": None, "camera_angle_x": 4.0}, r"the view angle 'camera_angle_x' must lie between 0 and 180 degrees"),
+    "file_path missing": ({"file_path": None}, r"frames\[1\]: key 'file_path' is missing"),
+    "file_path not text": ({"file_path": 7}, r"'file_path' must be a file name, got 7"),
+    "file_path twice": ({"file_path": "cam_000.png"}, r"'file_path' must be unique per camera \(and time\), found twice: cam_000.png"),
+    "k1 not finite": ({"k1": math.inf}, r"'k1' must be a finite number, got inf"),
 }
 
 
