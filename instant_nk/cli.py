@@ -54,6 +54,21 @@ def print_config(args: argparse.Namespace) -> None:
     print(schema.template() if args.template else schema.to_yaml(read_config(args)), end="")
 
 
+def check_capture(args: argparse.Namespace) -> None:
+    from instant_nk.stages import check
+
+    args.set.append(f"capture={args.path}")
+    config = read_config(args)
+    log.setup(config.runtime.log_level)
+    print(check.run_check(config, Path(args.output)))
+
+
+def export_ed(args: argparse.Namespace) -> None:
+    from instant_nk.stages import exchange
+
+    print(exchange.export_ed(layout.Paths(Path(args.results)), Path(args.output)))
+
+
 def print_summary(args: argparse.Namespace) -> None:
     from instant_nk.viewer import summary
 
@@ -80,6 +95,14 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", choices=list(schema.PRESETS), help="short for --set preset=NAME")
     command.add_argument("--template", action="store_true", help="print config/config.yaml as shipped instead")
     command.set_defaults(run=print_config)
+    command = with_config(commands.add_parser("check", help="say whether a capture is sound, and show it in one picture"))
+    command.add_argument("path", metavar="CAPTURE", help="folder with transforms.json")
+    command.add_argument("-o", "--output", metavar="PNG", default="check.png", help="where to write the picture (default: check.png)")
+    command.set_defaults(run=check_capture)
+    command = commands.add_parser("export-ed", help="write a sequence's motion as an ED folder: node.txt and accumAffine/")
+    command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
+    command.add_argument("output", metavar="FOLDER", help="folder to write")
+    command.set_defaults(run=export_ed)
     command = commands.add_parser("summary", help="print where a sequence's results are, and its metrics")
     command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
     command.set_defaults(run=print_summary)

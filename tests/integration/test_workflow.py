@@ -141,6 +141,8 @@ def test_an_external_trackers_motion_skips_observation(empty, tmp_path):
         ({"field": {"stepps": 3}}, "config key 'field.stepps' does not exist. Nearest valid key: 'field.steps'.", 2),
         ({"frames": {"first": 90}}, "90", 3),
         ({"preset": "medium"}, "config key 'preset'", 2),
+        ({"canonical": {"mesh": "no.ply"}}, "config key 'canonical.mesh': no.ply does not exist", 2),
+        ({"registration": {"source": "ed_folder", "folder": "ed"}}, "config key 'registration.folder': ed does not exist", 2),
     ],
 )
 def test_a_wrong_request_ends_before_anything_runs_with_one_message(empty, config, said, code):

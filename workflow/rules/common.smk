@@ -120,24 +120,34 @@ def capture_files(wildcards):
     return or_stop(lambda: captures.capture_inputs(settings.capture))
 
 
+def existing(path, key):
+    """`path`, which the user named with config key `key`."""
+    if not Path(path).exists():
+        stop(ConfigError(f"config key '{key}': {path} does not exist (relative paths start at {Path.cwd()})."))
+    return Path(path)
+
+
+def files_of(path):
+    """A file, or every file below a folder."""
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
 def given_mesh(wildcards):
     """Input function: the canonical mesh the user brings, if any."""
-    return config_of(wildcards).canonical.mesh or []
+    mesh = config_of(wildcards).canonical.mesh
+    return existing(mesh, "canonical.mesh") if mesh else []
 
 
 def given_meshes(wildcards):
     """Input function: the per-frame meshes the user brings, if any."""
     settings = config_of(wildcards).observation
-    return sorted(Path(settings.folder).iterdir()) if settings.provider == "meshes" else []
+    return files_of(existing(settings.folder, "observation.folder")) if settings.provider == "meshes" else []
 
 
 def given_motion(wildcards):
     """Input function: the files of an external tracker's motion, if it is used."""
     settings = config_of(wildcards).registration
-    if settings.source == "solver":
-        return []
-    folder = Path(settings.folder)
-    return [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    return files_of(existing(settings.folder, "registration.folder")) if settings.source != "solver" else []
 
 
 # What the parallel stages are cut into; known before anything runs.
