@@ -145,9 +145,17 @@ class SurfaceFit:
             if self.done % 20 == 0 or self.done == self.config.steps:
                 values = {k: float(v) for k, v in seen.items()}
                 if not np.isfinite(values["loss"]):
-                    raise NumericalError(f"{self.title}: the loss is not finite at step {self.done} of {self.config.steps}. Lower the learning rate or check the images.")
+                    raise NumericalError(
+                        f"{self.title}: the loss is not finite at step {self.done} of {self.config.steps}. Lower the learning rate or check the images."
+                    )
                 psnr = -10 * float(np.log10(max(values["mse"], 1e-10)))
-                for name, value in (("step", self.done), ("loss", values["loss"]), ("psnr_db", psnr), ("eikonal", values["eikonal"]), ("inv_std", values["inv_std"])):
+                for name, value in (
+                    ("step", self.done),
+                    ("loss", values["loss"]),
+                    ("psnr_db", psnr),
+                    ("eikonal", values["eikonal"]),
+                    ("inv_std", values["inv_std"]),
+                ):
                     self.history[name].append(float(value))
                 progress.update(self.done, loss=values["loss"], psnr_db=psnr, eikonal=values["eikonal"], inv_std=values["inv_std"], rays=self.rays)
         self.sdf.encoding.open_levels = self.config.spec.levels

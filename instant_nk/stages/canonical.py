@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from instant_nk import layout, log
-from instant_nk.errors import DataError, NumericalError
+from instant_nk.errors import NumericalError
 from instant_nk.fitting import meshing
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import Surface, SurfaceFit, SurfaceFitConfig
@@ -32,7 +31,9 @@ def run(job: Job) -> None:
     hull = dataset.hull(frame)
     surface = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical").run()
     mesh = extract(surface, config.isosurface_resolution, config.keep_components, config.target_faces)
-    header = artifact.make_header("mesh", mesh_io.MESH_FORMAT, "canonical", layout.stage_config(job.config, "canonical"), {"dataset": artifact.file_hash(job.paths.manifest)})
+    header = artifact.make_header(
+        "mesh", mesh_io.MESH_FORMAT, "canonical", layout.stage_config(job.config, "canonical"), {"dataset": artifact.file_hash(job.paths.manifest)}
+    )
     save_field(job.paths.canonical_field, surface, header)
     mesh_io.save(job.paths.canonical_mesh, mesh, header)
     artifact.save_json(

@@ -70,7 +70,11 @@ def observe_meshes(job: Job, dataset: Dataset, frame: int) -> tuple[Observation,
     import trimesh
 
     folder = Path(job.config.observation.folder)
-    found = {int(re.findall(r"\d+", p.stem)[-1]): p for p in sorted(folder.glob("*")) if p.suffix.lower() in (".ply", ".obj", ".stl", ".glb") and re.search(r"\d", p.stem)}
+    found = {
+        int(re.findall(r"\d+", p.stem)[-1]): p
+        for p in sorted(folder.glob("*"))
+        if p.suffix.lower() in (".ply", ".obj", ".stl", ".glb") and re.search(r"\d", p.stem)
+    }
     if frame not in found:
         raise DataError(f"{folder}: no mesh for frame {frame}; found frames {sorted(found)[:8]}. Name files by frame number, e.g. mesh_{frame:04d}.ply.")
     mesh = trimesh.load(found[frame], process=False, force="mesh")
@@ -90,7 +94,9 @@ def _from_mesh(dataset: Dataset, frame: int, vertices: np.ndarray, faces: np.nda
     boundary = np.zeros(len(vertices), bool)
     boundary[surfaces.boundary_vertices(vertices, faces)] = True
     confidence = (0.1 + 0.9 * np.minimum(n_views, 3) / 3).astype(np.float32)
-    return Observation(vertices, normals.astype(np.float32), observed_colours(dataset, frame, vertices, normals, seen).astype(np.float32), confidence, n_views, boundary, faces)
+    return Observation(
+        vertices, normals.astype(np.float32), observed_colours(dataset, frame, vertices, normals, seen).astype(np.float32), confidence, n_views, boundary, faces
+    )
 
 
 def observe_depth(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
@@ -126,7 +132,9 @@ def _depth_points(dataset: Dataset, camera: int, frame: int, pose: np.ndarray) -
     depth = dataset.depth_map(camera, frame) * dataset.scale
     rgba = dataset.image(camera, frame)
     if depth.shape != rgba.shape[:2]:
-        raise DataError(f"camera {dataset.cameras.names[camera]}, frame {frame}: wanted a depth map of {rgba.shape[1]}x{rgba.shape[0]} pixels like the image, got {depth.shape[1]}x{depth.shape[0]}.")
+        raise DataError(
+            f"camera {dataset.cameras.names[camera]}, frame {frame}: wanted a depth map of {rgba.shape[1]}x{rgba.shape[0]} pixels like the image, got {depth.shape[1]}x{depth.shape[0]}."
+        )
     height, width = depth.shape
     u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     K = dataset.cameras.K[camera]

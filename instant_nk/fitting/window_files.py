@@ -1,0 +1,109 @@
+"""Build a window's field from the artifacts of earlier stages, and write and read the window's own artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from instant_nk import layout
+from instant_nk.config import FieldConfig
+from instant_nk.io import checkpoint
+from instant_nk.io import dataset as dataset_io
+from instant_nk.io import graph as graph_io
+from instant_nk.io import mesh as mesh_io
+from instant_nk.io import motion as motion_io
+from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.models.colour_field import ColourField
+from instant_nk.models.residual_field import ResidualField
+from instant_nk.models.sdf_field import SdfField, Sharpness
+from instant_nk.models.warp import NodeMotion, Skeleton
+from instant_nk.models.window_field import WindowField
+
+RESIDUAL_HIDDEN = 32
+
+
+@dataclass
+class CanonicalField:
+    """The canonical stage's networks."""
+
+    sdf: SdfField
+    colour: ColourField
+    inv_std: float
+    occupancy_resolution: int
+
+
+def load_canonical(paths: layout.Paths, device: str) -> CanonicalField:
+    """Networks of `2_canonical/field.npz` on `device`."""
+    state, _, description = checkpoint.load(paths.canonical_field, device)
+    sdf, colour, sharpness = SdfField.build(description["sdf"]).to(device), ColourField.build(description["colour"]).to(device), Sharpness(1.0).to(device)
+    for name, module in (("sdf", sdf), ("colour", colour), ("sharpness", sharpness)):
+        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
+    return CanonicalField(sdf, colour, float(sharpness()), state["occupied"].shape[0])
+
+
+def load_skeleton(paths: layout.Paths, device: str) -> tuple[Skeleton, mesh_io.Mesh]:
+    """Graph and canonical mesh as the warp wants them."""
+    graph, mesh = graph_io.load(paths.graph), mesh_io.load(paths.canonical_mesh)
+    skeleton = Skeleton(
+        torch.from_numpy(graph.node_positions).to(device),
+        torch.from_numpy(graph.node_radii).to(device),
+        torch.from_numpy(graph.edges).long().to(device),
+        torch.from_numpy(graph.edge_weights).to(device),
+        graph.spacing,
+        torch.from_numpy(mesh.vertices).to(device),
+        torch.from_numpy(graph.vertex_anchors).long().to(device),
+    )
+    return skeleton, mesh
+
+
+def window_frames(dataset: dataset_io.Dataset, window: str) -> list[int]:
+    return layout.select(list(dataset.frames), window)
+
+
+def new_field(
+    paths: layout.Paths, dataset: dataset_io.Dataset, window: str, spec: HashSpec, residual_bound: float, device: str
+) -> tuple[WindowField, CanonicalField]:
+    """A fresh field of a window: canonical networks, registered motion, zero residual."""
+    canonical = load_canonical(paths, device)
+    skeleton, _ = load_skeleton(paths, device)
+    motion, frames = motion_io.load(paths.motion), window_frames(dataset, window)
+    rows = [motion.index(f) for f in frames]
+    fixed = torch.tensor([f == dataset.canonical_frame for f in frames])
+    nodes = NodeMotion(torch.from_numpy(motion.rotations[rows]), torch.from_numpy(motion.translations[rows]), fixed).to(device)
+    residual = ResidualField(spec, RESIDUAL_HIDDEN, residual_bound).to(device)
+    index = frames.index(dataset.canonical_frame) if dataset.canonical_frame in frames else None
+    return WindowField(canonical.sdf, canonical.colour, residual, nodes, skeleton, canonical.inv_std, index), canonical
+
+
+def residual_spec(config: FieldConfig, frames: int) -> HashSpec:
+    """The residual's 4-D grid: the time axis has few resolutions of its own, coarse levels share over the window."""
+    times = tuple(max(1, round((frames - 1) * (level + 1) / config.levels)) for level in range(config.levels))
+    return HashSpec.geometric(config.levels, config.features, config.log2_table_size, config.base_resolution, config.finest_resolution, times)
+
+
+def save(path: Path, field: WindowField, header: dict[str, Any]) -> None:
+    """Write `6_field/{window}.npz`: residual, colour and refined motion."""
+    state = {
+        **{f"residual.{k}": v for k, v in field.residual.state_dict().items()},
+        **{f"colour.{k}": v for k, v in field.colour.state_dict().items()},
+        **{f"motion.{k}": v for k, v in field.motion.state_dict().items()},
+    }
+    checkpoint.save(path, state, header, {"residual": field.residual.describe()})
+
+
+def load(paths: layout.Paths, dataset: dataset_io.Dataset, window: str, device: str) -> tuple[WindowField, CanonicalField]:
+    """The trained field of a window."""
+    state, _, description = checkpoint.load(paths.field(window), device)
+    saved = description["residual"]
+    field, canonical = new_field(paths, dataset, window, HashSpec.from_json(saved["spec"]), saved["bound"], device)
+    for name, module in (("residual", field.residual), ("colour", field.colour), ("motion", field.motion)):
+        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
+    return field.requires_grad_(False), canonical
+
+
+def windows_of(frames: np.ndarray | list[int], config: FieldConfig) -> list[str]:
+    return layout.windows([int(f) for f in frames], config.window_frames, config.overlap)

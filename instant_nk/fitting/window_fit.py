@@ -1,0 +1,159 @@
+"""Train the field of one window: residual, colour and refined node motion, from the images of its frames."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from instant_nk.config import FieldConfig
+from instant_nk.errors import NumericalError
+from instant_nk.fitting import losses, schedules, training_state
+from instant_nk.fitting.rays import PixelSource
+from instant_nk.kernels.ray_sampling import march
+from instant_nk.log import Progress
+from instant_nk.models.renderer import composite, neus_alpha, visible_samples
+from instant_nk.models.warp import LiveSpace
+from instant_nk.models.window_field import LiveSamples, WindowField
+
+logger = logging.getLogger(__name__)
+
+STEP_CELLS = 0.4  # sample spacing in cells of the live grid
+KEEP_WEIGHT = 5e-4
+MOTION_RATE = 0.2  # step size of node motion relative to the residual's; both in scene units
+FOLLOW_EVERY = 100  # steps after which the live grid is laid anew around the refined motion
+
+
+class WindowFit:
+    """Training state of one window; `step` advances it, `run` trains to the end and resumes what was interrupted.
+
+    Args:
+        field: the window's field, fresh.
+        source: pixels of the window's frames.
+        grid_resolution: cells per axis of the live grid.
+    """
+
+    def __init__(self, config: FieldConfig, field: WindowField, source: PixelSource, grid_resolution: int, device: str, seed: int, title: str):
+        self.config, self.field, self.source, self.device, self.title = config, field, source, device, title
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.grid_resolution = grid_resolution
+        rate = config.learning_rate
+        groups = [
+            {"params": [field.residual.encoding.table], "lr": rate * 5, "eps": 1e-15},
+            {"params": [*field.residual.mlp.parameters(), *field.colour.parameters()], "lr": rate},
+        ]
+        if config.refine_motion:
+            groups.append({"params": [field.motion.turn, field.motion.shift], "lr": rate * MOTION_RATE})
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.modules = nn.ModuleDict({"residual": field.residual, "colour": field.colour, "motion": field.motion})
+        self.rays = max(64, config.samples_per_step // 16)
+        self.done = 0
+        self.unconverged = torch.zeros((), device=device)
+        self.history: dict[str, list[float]] = {"step": [], "loss": [], "psnr_db": [], "rigidity": [], "residual": []}
+        self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Lay the live grid around the motion as it is now."""
+        self.space = LiveSpace(self.field.skeleton, *self.field.motion(), self.grid_resolution)
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns the scalars it saw, still on the device."""
+        config, field = self.config, self.field
+        factor = schedules.learning_rate(self.done, config.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * factor
+        if config.refine_motion and self.done and self.done % FOLLOW_EVERY == 0:
+            self.follow()
+        batch = self.source.sample(self.rays, self.generator)
+        jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
+        ray, start, end = march(batch.origins, batch.directions, self.space.occupied, STEP_CELLS * 2 / self.grid_resolution, jitter, grid_index=batch.frame)
+        middle, marched = (start + end) * 0.5, len(ray)
+        points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
+        frame = batch.frame[ray]
+        sdf, vertex = field.quick_sdf(self.space, points, frame)
+        keep = visible_samples(sdf, ray, self.rays, field.inv_std, KEEP_WEIGHT)
+        ray, middle, lengths, points, frame, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], frame[keep], vertex[keep]
+
+        rotations, translations = field.motion()
+        directions = batch.directions[ray]
+        live = field.at(self.space, points, frame, vertex, directions, rotations, translations)
+        alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), lengths, torch.tensor(field.inv_std, device=self.device))
+        alpha = torch.where(live.converged, alpha, 0)
+        seen, _ = composite(alpha, live.rgb, torch.zeros_like(points), middle, ray, self.rays)
+        background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
+        colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
+        rigidity = field.skeleton.rigidity(rotations, translations)
+        loss = (
+            colour_loss
+            + config.mask_weight * losses.mask(seen.opacity, batch.alpha)
+            + config.rigidity_weight * rigidity
+            + self._regularity(live, frame)
+        )  # fmt: skip
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.done += 1
+        self.rays = int(min(self.rays * 1.3, max(self.rays * 0.7, self.rays * config.samples_per_step / max(marched, 1))))
+        self.unconverged = 0.95 * self.unconverged + 0.05 * (~live.converged).float().mean()
+        error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
+        return {"loss": loss.detach(), "mse": error, "rigidity": rigidity.detach(), "residual": live.residual.detach().abs().mean() / field.residual.bound}
+
+    def _regularity(self, live: LiveSamples, frame: Tensor) -> Tensor:
+        """Small, smooth in time, elastic and unit-gradient: what the residual owes; lengths in units of its bound."""
+        config, field = self.config, self.field
+        bound = field.residual.bound
+        points = live.canonical.detach()
+        earlier = field.residual_at(points, (frame - 1).clamp_min(0))
+        loss = config.residual_weight * (live.residual**2).sum(-1).mean() / bound**2
+        loss = loss + config.temporal_weight * ((live.residual - earlier) ** 2).sum(-1).mean() / bound**2
+        loss = loss + config.elastic_weight * (live.stretch**2).sum((-1, -2)).mean()
+        loss = loss + config.eikonal_weight * losses.eikonal(live.gradient)
+        if config.refine_motion and field.frames > 2:
+            correction = field.motion.shift * field.motion.free
+            jolt = correction[2:] - 2 * correction[1:-1] + correction[:-2]
+            loss = loss + config.temporal_weight * (jolt**2).sum(-1).mean() / bound**2
+        return loss
+
+    def run(self, partial: Path, header: dict[str, Any]) -> None:
+        """Train to the end, checkpointing to `partial` every `checkpoint_every` steps.
+
+        Raises:
+            NumericalError: the loss is not finite.
+        """
+        found = training_state.restore(partial, self.modules, self.optimizer, self.generator, header)
+        if found:
+            counters, _ = found
+            self.done, self.rays, self.history = counters["step"], counters["rays"], counters["history"]
+            self.follow()
+        progress = Progress(self.title, self.config.steps, logger)
+        while self.done < self.config.steps:
+            seen = self.step()
+            if self.done % 20 == 0 or self.done == self.config.steps:
+                self._note(seen, progress)
+            if self.done % self.config.checkpoint_every == 0 and self.done < self.config.steps:
+                counters = {"step": self.done, "rays": self.rays, "history": self.history}
+                training_state.save(partial, self.modules, self.optimizer, self.generator, counters, header, {})
+                self.follow()  # so that a resumed run marches through the same grid
+
+    def _note(self, seen: dict[str, Tensor], progress: Progress) -> None:
+        values = {k: float(v) for k, v in seen.items()}
+        if not np.isfinite(values["loss"]):
+            raise NumericalError(
+                f"{self.title}: the loss is not finite at step {self.done} of {self.config.steps}. Lower field.learning_rate or check registration in the report."
+            )
+        psnr = -10 * float(np.log10(max(values["mse"], 1e-10)))
+        for name, value in (
+            ("step", self.done),
+            ("loss", values["loss"]),
+            ("psnr_db", psnr),
+            ("rigidity", values["rigidity"]),
+            ("residual", values["residual"]),
+        ):
+            self.history[name].append(float(value))
+        progress.update(self.done, loss=values["loss"], psnr_db=psnr, rigidity=values["rigidity"], residual=values["residual"], rays=self.rays)

@@ -1,0 +1,147 @@
+"""The warp between canonical and live space: node motion (refinable), the live grid that follows it, and its exact inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from instant_nk.geometry.rotations import so3_exp
+from instant_nk.kernels.blend_skinning import blend_with_jacobian, inverse
+from instant_nk.models.occupancy import cell_centres, dilate
+
+SECOND_SEED_CELLS = 3.0  # canonical distance, in cells, from which a second surface patch counts as another one
+
+
+class NodeMotion(nn.Module):
+    """Rotations and translations of all nodes at the frames of a window, with a learned correction (left-multiplicative twists).
+
+    Args:
+        rotations: f32 [F, M, 3, 3]; translations: f32 [F, M, 3].
+        fixed: frames whose motion must not change (the canonical frame), bool [F].
+    """
+
+    def __init__(self, rotations: Tensor, translations: Tensor, fixed: Tensor):
+        super().__init__()
+        self.register_buffer("rotations", rotations)
+        self.register_buffer("translations", translations)
+        self.register_buffer("free", (~fixed).float()[:, None, None])
+        self.turn = nn.Parameter(torch.zeros_like(translations))
+        self.shift = nn.Parameter(torch.zeros_like(translations))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Corrected rotations [F, M, 3, 3] and translations [F, M, 3]."""
+        return so3_exp(self.turn * self.free) @ self.rotations, self.translations + self.shift * self.free
+
+
+@dataclass
+class Skeleton:
+    """What the warp needs to know of graph and canonical mesh, as tensors on one device.
+
+    Attributes:
+        nodes: [M, 3]; radii: [M]; edges: i64 [E, 2]; edge_weights: [E]; spacing: scene units.
+        vertices: canonical mesh [V, 3]; anchors: i64 [V, K].
+    """
+
+    nodes: Tensor
+    radii: Tensor
+    edges: Tensor
+    edge_weights: Tensor
+    spacing: float
+    vertices: Tensor
+    anchors: Tensor
+
+    def rigidity(self, rotations: Tensor, translations: Tensor) -> Tensor:
+        """As-rigid-as-possible energy, both directions, in node spacings squared: mean over frames and edges."""
+        i, j = self.edges[:, 0], self.edges[:, 1]
+        total = 0.0
+        for a, b in ((i, j), (j, i)):
+            rest = self.nodes[b] - self.nodes[a]
+            predicted = (rotations[:, a] @ rest[..., None])[..., 0] + self.nodes[a] + translations[:, a]
+            error = predicted - self.nodes[b] - translations[:, b]
+            total = total + ((error**2).sum(-1) * self.edge_weights).mean()
+        return total / (2 * self.spacing**2 * self.edge_weights.mean())
+
+
+class LiveSpace:
+    """Per frame: which cells hold surface, and from which canonical vertex the inverse starts there.
+
+    The grid follows the motion: cells near the moved vertices are occupied. Each such cell knows its nearest moved vertex
+    and, where another patch of the surface is about as near (touching limbs), a second one.
+
+    Attributes:
+        occupied: bool [F, G, G, G].
+        seeds: canonical vertex of each cell, i32 [F, G, G, G, 2], -1 for none.
+    """
+
+    def __init__(self, skeleton: Skeleton, rotations: Tensor, translations: Tensor, resolution: int, band_cells: int = 2):
+        from scipy.spatial import cKDTree
+
+        self.skeleton, self.resolution = skeleton, resolution
+        device = skeleton.vertices.device
+        frames, v = rotations.shape[0], len(skeleton.vertices)
+        self.occupied = torch.zeros(frames, resolution, resolution, resolution, dtype=torch.bool, device=device)
+        self.seeds = torch.full((frames, resolution, resolution, resolution, 2), -1, dtype=torch.int32, device=device)
+        self.live, self.inverse_jacobian = [], []
+        centres = cell_centres(resolution)
+        rest = skeleton.vertices.cpu().numpy()
+        for f in range(frames):
+            frame = torch.full((v,), f, device=device)
+            live, jacobian = blend_with_jacobian(skeleton.vertices, skeleton.anchors, skeleton.nodes, skeleton.radii, rotations, translations, frame)
+            self.live.append(live)
+            self.inverse_jacobian.append(_safe_inverse(jacobian))
+            occupied = self._splat(live, band_cells)
+            rows = occupied.reshape(-1).nonzero()[:, 0]
+            _, near = cKDTree(live.cpu().numpy()).query(centres[rows.cpu()].numpy(), k=min(8, v))
+            near = near.reshape(len(rows), -1)
+            apart = np.linalg.norm(rest[near] - rest[near[:, :1]], axis=-1) > SECOND_SEED_CELLS * 2 / resolution
+            second = np.where(apart.any(1), near[np.arange(len(near)), apart.argmax(1)], -1)
+            self.occupied[f] = occupied
+            self.seeds[f].reshape(-1, 2)[rows] = torch.from_numpy(np.stack([near[:, 0], second], 1).astype(np.int32)).to(device)
+        self.live, self.inverse_jacobian = torch.stack(self.live), torch.stack(self.inverse_jacobian)
+
+    def _splat(self, points: Tensor, band: int) -> Tensor:
+        cell = ((points + 1) * (self.resolution / 2)).long()
+        cell = cell[((cell >= 0) & (cell < self.resolution)).all(1)]
+        grid = torch.zeros((self.resolution,) * 3, dtype=torch.bool, device=points.device)
+        grid[cell[:, 0], cell[:, 1], cell[:, 2]] = True
+        return dilate(grid, band)
+
+    def seed(self, x: Tensor, frame: Tensor, which: int) -> Tensor:
+        """Canonical vertex [N] to start from at live points [N, 3] of frames [N]; -1 where there is none."""
+        cell = ((x + 1) * (self.resolution / 2)).long().clamp(0, self.resolution - 1)
+        return self.seeds[frame, cell[:, 0], cell[:, 1], cell[:, 2], which].long()
+
+    def guess(self, x: Tensor, frame: Tensor, vertex: Tensor) -> Tensor:
+        """First-order inverse around a vertex: v + J^-1 (x - W(v)), [N, 3]."""
+        offset = x - self.live[frame, vertex]
+        return self.skeleton.vertices[vertex] + (self.inverse_jacobian[frame, vertex] @ offset[..., None])[..., 0]
+
+
+def _safe_inverse(jacobian: Tensor) -> Tensor:
+    """Inverse of [N, 3, 3], the transpose where the blend is degenerate (a first guess only)."""
+    bad = torch.linalg.det(jacobian).abs() < 0.05
+    eye = torch.eye(3, device=jacobian.device)
+    return torch.where(bad[:, None, None], jacobian.transpose(-1, -2), torch.linalg.inv(torch.where(bad[:, None, None], eye, jacobian)))
+
+
+def to_canonical(
+    space: LiveSpace, x: Tensor, frame: Tensor, vertex: Tensor, rotations: Tensor, translations: Tensor, iterations: int = 6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Coarse canonical point x' with W(x') = x, by Newton from the vertex's neighbourhood.
+
+    Differentiable in the motion by the implicit function theorem.
+
+    Returns:
+        canonical [N, 3], Jacobian dW/dx' [N, 3, 3] (carries no gradient), converged bool [N].
+    """
+    s = space.skeleton
+    anchors = s.anchors[vertex]
+    with torch.no_grad():
+        guess = space.guess(x, frame, vertex)
+    canonical, converged = inverse(x, guess, anchors, s.nodes, s.radii, rotations, translations, frame, iterations=iterations, tolerance=1e-5)
+    with torch.no_grad():
+        _, jacobian = blend_with_jacobian(canonical, anchors, s.nodes, s.radii, rotations, translations, frame)
+    return canonical, jacobian, converged

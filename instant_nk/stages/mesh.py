@@ -1,0 +1,188 @@
+"""Stage 7: the canonical vertices carried to every frame of a window (a job per window), then windows joined and exported."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instant_nk import layout, log
+from instant_nk.fitting import window_files
+from instant_nk.fitting.visibility import seen_by
+from instant_nk.io import artifact
+from instant_nk.io import dataset as dataset_io
+from instant_nk.io import mesh as mesh_io
+from instant_nk.io.export import glb, ply
+from instant_nk.io.mesh import Animation
+from instant_nk.kernels.blend_skinning import blend_with_jacobian
+from instant_nk.layout import Job
+from instant_nk.models.warp import LiveSpace, to_canonical
+from instant_nk.models.window_field import WindowField
+
+logger = logging.getLogger(__name__)
+
+NEWTON_STEPS = 6
+BLOCK = 1 << 16  # vertices carried at once
+
+
+def run(job: Job) -> None:
+    """With a part: that window's `7_mesh/windows/{window}.npz`. Without: `animation.npz` and all exports."""
+    if job.part is None:
+        join(job)
+    else:
+        carry_window(job)
+
+
+def _header(job: Job, inputs: dict[str, str]) -> dict:
+    return artifact.make_header("animation", mesh_io.ANIMATION_FORMAT, "mesh", layout.stage_config(job.config, "mesh"), inputs)
+
+
+def carry_window(job: Job) -> None:
+    """Every canonical vertex at every frame of one window, in world units, with its quality."""
+    measure = log.measure()
+    dataset = dataset_io.load(job.paths.manifest)
+    field, canonical = window_files.load(job.paths, dataset, job.part, job.device)
+    mesh, frames = mesh_io.load(job.paths.canonical_mesh), window_files.window_frames(dataset, job.part)
+    motion = field.motion()
+    space = LiveSpace(field.skeleton, *motion, canonical.occupancy_resolution)
+    parts, fallbacks = [], 0
+    for index, frame in enumerate(log.progress(list(range(len(frames))), f"mesh {job.part}", logger)):
+        live, missed = carry(field, motion, index)
+        cycle, residual = _quality(field, space, motion, live, index)
+        points = live.cpu().numpy()
+        fallbacks += missed
+        parts.append((points, residual, cycle, seen_by(dataset, points, mesh.faces).sum(0).astype(np.int32)))
+    points, residual, cycle, n_views = (np.stack(p) for p in zip(*parts))
+    animation = Animation(
+        np.array(frames, np.int32), to_world(dataset, points), mesh.faces, mesh.colours,
+        (residual / dataset.scale).astype(np.float32), (cycle / dataset.scale).astype(np.float32), n_views,
+    )  # fmt: skip
+    mesh_io.save_animation(job.paths.mesh_window(job.part), animation, _header(job, {"field": artifact.file_hash(job.paths.field(job.part))}))
+    numbers = {
+        "vertices": len(mesh.vertices),
+        "root_fallback_share": fallbacks / (len(frames) * len(mesh.vertices)),
+        "cycle_error_median_scene": float(np.median(cycle)),
+    }
+    artifact.save_json(job.paths.mesh_window(job.part).with_suffix(".json"), {**measure.numbers(), **numbers})
+
+
+@torch.no_grad()
+def carry(field: WindowField, motion: tuple[Tensor, Tensor], index: int) -> tuple[Tensor, int]:
+    """Live position [V, 3] of every canonical vertex V: the root x' of x' + residual(x') = V by Newton, then the graph's warp of x'.
+
+    Returns:
+        live positions, and how many vertices fell back to their coarse position because the root was not found.
+    """
+    s = field.skeleton
+    tolerance = 1e-4 * s.spacing
+    live, missed = [], 0
+    for vertices, anchors in zip(s.vertices.split(BLOCK), s.anchors.split(BLOCK)):
+        frame = torch.full((len(vertices),), index, device=vertices.device)
+        x, eye = vertices.clone(), torch.eye(3, device=vertices.device)
+        for _ in range(NEWTON_STEPS):
+            residual, stretch = field.residual.with_jacobian(x, field.tau(frame))
+            ramp = field.ramp(frame)[:, None]
+            step = torch.linalg.solve(eye + stretch * ramp[..., None], x + residual * ramp - vertices)
+            length = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
+            x = x - step * (s.spacing / length.clamp_min(s.spacing))
+        found = torch.linalg.vector_norm(x + field.residual_at(x, frame) - vertices, dim=-1) < tolerance
+        x = torch.where(found[:, None], x, vertices)
+        missed += int((~found).sum())
+        live.append(blend_with_jacobian(x, anchors, s.nodes, s.radii, *motion, frame)[0])
+    return torch.cat(live), missed
+
+
+@torch.no_grad()
+def _quality(field: WindowField, space: LiveSpace, motion: tuple[Tensor, Tensor], live: Tensor, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cycle error and |sdf| [V], scene units: what the inverse warp makes of the live vertices, seeded by the live grid alone."""
+    cycle, residual = [], []
+    for points, vertices in zip(live.split(BLOCK), field.skeleton.vertices.split(BLOCK)):
+        frame = torch.full((len(points),), index, device=points.device)
+        vertex = field.quick_sdf(space, points, frame)[1]
+        canonical, _, _ = to_canonical(space, points, frame, vertex, *motion)
+        back = canonical + field.residual_at(canonical, frame)
+        cycle.append(torch.linalg.vector_norm(back - vertices, dim=-1))
+        residual.append(field.sdf(back).abs())
+    return torch.cat(cycle).cpu().numpy(), torch.cat(residual).cpu().numpy()
+
+
+def to_world(dataset: dataset_io.Dataset, points: np.ndarray) -> np.ndarray:
+    """Scene points f32 [..., 3] in world units, computed in double precision."""
+    world = dataset.world_from_scene
+    return (points.astype(np.float64) @ world[:3, :3].T + world[:3, 3]).astype(np.float32)
+
+
+def join(job: Job) -> None:
+    """Blend windows over their overlap, save `animation.npz`, then write the exports."""
+    measure = log.measure()
+    dataset = dataset_io.load(job.paths.manifest)
+    windows = window_files.windows_of(dataset.frames, job.config.field)
+    parts = [mesh_io.load_animation(job.paths.mesh_window(w)) for w in windows]
+    animation, disagreement = blend(parts, dataset.frames)
+    exports(job, animation)
+    mesh_io.save_animation(job.paths.animation, animation, _header(job, {w: artifact.file_hash(job.paths.mesh_window(w)) for w in windows}))
+    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seam_numbers(animation, parts, disagreement)})
+
+
+def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, list[float]]:
+    """One animation from overlapping windows; weights fall linearly towards a window's ends.
+
+    Returns:
+        the animation, and the mean distance between windows at every shared frame before blending, world units.
+    """
+    first = parts[0]
+    names = ("vertices", "sdf_residual", "cycle_error")
+    total = {name: np.zeros((len(frames), *getattr(first, name).shape[1:])) for name in names}
+    weights, views, disagreement = np.zeros(len(frames)), np.zeros((len(frames), first.n_views.shape[1]), np.int32), []
+    for part in parts:
+        for i, frame in enumerate(part.frames):
+            row, weight = frames.index(int(frame)), min(i, len(part.frames) - 1 - i) + 1
+            if weights[row]:
+                earlier = total["vertices"][row] / weights[row]
+                disagreement.append(float(np.linalg.norm(earlier - part.vertices[i], axis=-1).mean()))
+            for name in names:
+                total[name][row] += weight * getattr(part, name)[i]
+            weights[row] += weight
+            views[row] = np.maximum(views[row], part.n_views[i])
+    mean = {name: (values / weights.reshape(-1, *[1] * (values.ndim - 1))).astype(np.float32) for name, values in total.items()}
+    return Animation(np.array(frames, np.int32), mean["vertices"], first.faces, first.colours, mean["sdf_residual"], mean["cycle_error"], views), disagreement
+
+
+def seam_numbers(animation: Animation, parts: list[Animation], disagreement: list[float]) -> dict:
+    """Disagreement of windows before blending, and the change of velocity at seams against that within windows; % of the box diagonal."""
+    low, high = animation.vertices.min((0, 1)), animation.vertices.max((0, 1))
+    percent = 100 / float(np.linalg.norm(high - low))
+    if len(animation.frames) < 3:
+        return {"seam_disagreement_pct": None, "seam_jolt_pct": None, "within_jolt_pct": None}
+    jolt = np.linalg.norm(animation.vertices[2:] - 2 * animation.vertices[1:-1] + animation.vertices[:-2], axis=-1).mean(1)
+    middle = animation.frames[1:-1]
+    shared = {int(f) for a, b in zip(parts, parts[1:]) for f in np.intersect1d(a.frames, b.frames)}
+    seam = np.isin(middle, list(shared))
+    return {
+        "seam_disagreement_pct": float(np.mean(disagreement)) * percent if disagreement else None,
+        "seam_jolt_pct": float(jolt[seam].mean()) * percent if seam.any() else None,
+        "within_jolt_pct": float(jolt[~seam].mean()) * percent if (~seam).any() else None,
+    }
+
+
+def exports(job: Job, animation: Animation) -> None:
+    """Every format the config asks for; PLY and GLB are what the other tools of this project rely on."""
+    config, fps = job.config.mesh, job.config.report.fps
+    if "ply" in config.formats:
+        ply.export_ply_sequence(animation, job.paths.mesh / "frames")
+    if "glb" in config.formats:
+        glb.export_glb(animation, job.paths.animation_glb, fps)
+    if "usd" in config.formats:
+        from instant_nk.io.export import usd
+
+        usd.export_usd(animation, job.paths.mesh / "animation.usdc", fps)
+    if "obj" in config.formats:
+        from instant_nk.io.export import obj
+
+        obj.export_obj_sequence(animation, job.paths.mesh / "obj")
+    if "pc2" in config.formats:
+        from instant_nk.io.export import pc2
+
+        pc2.export_pc2(animation, job.paths.mesh / "animation.pc2", fps)
