@@ -22,12 +22,11 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "triton", "tcnn")
 MIN_CAPABILITY = (8, 0)  # what Triton's own releases support
-TRITON_DTYPES = (torch.float32, torch.float16)
 OFFERS = {  # kernel folder: backends it has code for
     "hash_encoding": ("reference", "numba", "triton"),
-    "blend_skinning": ("reference", "numba"),
-    "ray_sampling": ("reference", "numba"),
-    "volume_rendering": ("reference", "numba"),
+    "blend_skinning": ("reference", "numba", "triton"),
+    "ray_sampling": ("reference", "numba", "triton"),
+    "volume_rendering": ("reference", "numba", "triton"),
 }
 
 _selected = "auto"
@@ -71,7 +70,7 @@ def choose(op: str, *tensors: Tensor) -> str:
     wanted = _selected if _selected in offers else "auto"
     if wanted in ("reference", "tcnn"):
         return _log(op, wanted)
-    problem = _triton_problem(tensors) if "triton" in offers else "the op has no Triton code"
+    problem = _triton_problem(op, tensors) if "triton" in offers else "the op has no Triton code"
     if problem is None and (wanted == "triton" or tensors[0].is_cuda):
         return _log(op, "triton")
     if wanted == "triton":
@@ -95,9 +94,10 @@ def _log(op: str, backend: str, why: str = "") -> str:
     return backend
 
 
-def _triton_problem(tensors: tuple[Tensor, ...]) -> str | None:
-    """Why Triton cannot serve these tensors, or None when it can."""
-    odd = next((t.dtype for t in tensors if t.dtype not in TRITON_DTYPES), None)
+def _triton_problem(op: str, tensors: tuple[Tensor, ...]) -> str | None:
+    """Why Triton cannot serve these tensors, or None when it can. The hash table alone may be float16."""
+    served = (torch.float32, torch.float16) if op == "hash_encoding" else (torch.float32,)
+    odd = next((t.dtype for t in tensors if t.dtype not in served), None)
     if odd is not None:
         return f"it computes in float32, got {odd}"
     if tensors[0].is_cuda:

@@ -110,6 +110,8 @@ def _check(x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None) 
         raise ValueError(f"hash_encoding: x must be [N, {spec.dims}], got {list(x.shape)}")
     if tuple(table.shape) != (spec.table_rows, spec.features):
         raise ValueError(f"hash_encoding: table must be [{spec.table_rows}, {spec.features}], got {list(table.shape)}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"hash_encoding: x must be float32 or float64, got {x.dtype}: half precision cannot tell the cells of a fine level apart")
     if x.device != table.device:
         raise BackendError(f"hash_encoding: x is on {x.device} but the table is on {table.device}; move one of them")
     if level_mask is not None and level_mask.shape != (spec.levels,):

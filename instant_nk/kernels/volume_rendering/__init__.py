@@ -47,7 +47,7 @@ def accumulate(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_ra
 
     Args:
         weights: Float [samples].
-        values: what is summed, Float [samples, channels]; None sums the weights alone (the ray's opacity).
+        values: what is summed, Float [samples, channels], taken to the weights' dtype; None sums the weights alone (the ray's opacity).
         ray_indices: ray of each sample, ascending, in [0, n_rays). Int64 [samples].
         n_rays: number of rays, with or without samples.
 
@@ -55,8 +55,7 @@ def accumulate(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_ra
         Float [rays, channels] (one channel when `values` is None); zero for rays without samples.
     """
     _checks.tensor(OP, "weights", weights, ("samples",))
-    if values is None:
-        values = torch.ones_like(weights)[:, None]
+    values = torch.ones_like(weights)[:, None] if values is None else values.to(weights.dtype)
     _checks.tensor(OP, "values", values, (weights.shape[0], "channels"), like=weights)
     _checks.tensor(OP, "ray_indices", ray_indices, (weights.shape[0],), _checks.INTEGERS, like=weights)
     compiled = _compiled(weights, values)
