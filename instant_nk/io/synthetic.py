@@ -26,7 +26,7 @@ from instant_nk.io import artifact
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1  # raise when the pictures or the motion change: the folder's name changes with it
+VERSION = 2  # raise when the pictures or the motion change: the folder's name changes with it
 PERIOD = 20.0  # frames after which the motion repeats
 SUPERSAMPLE = 3
 DISTANCE = 3.2  # from the cameras to the middle of the clip's box, for a body about 2 units tall
@@ -220,7 +220,7 @@ def _rig(clip: np.ndarray, count: int, heldout: int, size: int) -> tuple[list[Ca
     """
     middle = (clip.reshape(-1, 3).min(0) + clip.reshape(-1, 3).max(0)) / 2
     poses = [_look_at(middle, 360.0 * i / count, (6.0, 32.0, -14.0)[i % 3]) for i in range(count)]
-    poses += [_look_at(middle, 360.0 * (j + 0.5) / max(heldout, 1) + 180.0 / count, (18.0, 2.0, 26.0)[j % 3]) for j in range(heldout)]
+    poses += [_look_at(middle, 360.0 * j / max(heldout, 1) + 180.0 / count, (18.0, 2.0, 26.0)[j % 3]) for j in range(heldout)]
     corners = np.stack(np.meshgrid(*np.stack([clip.reshape(-1, 3).min(0), clip.reshape(-1, 3).max(0)], 1), indexing="ij"), -1).reshape(-1, 3)
     points = np.concatenate([clip.reshape(-1, 3)[::7], corners * 0.25 + middle * 0.75])
     extent = 0.0

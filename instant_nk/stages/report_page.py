@@ -1,0 +1,233 @@
+"""What the report's page shows, in order: the mesh in 3-D beside the input, figures, views, graph, curves, costs, all numbers."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instant_nk import __version__
+from instant_nk.geometry import evaluation, spaces
+from instant_nk.io.export.video import write_video
+from instant_nk.io.mesh import Animation
+from instant_nk.io.metrics import StageCost
+from instant_nk.layout import Job
+from instant_nk.stages import report_scores
+from instant_nk.stages.report_results import Renders, Results
+from instant_nk.viewer import charts, page, pictures
+from instant_nk.viewer.mesh_renderer import MeshRenderer
+from instant_nk.viewer.player import player_html
+
+PLAYER_FRAMES = 120  # of longer clips every n-th frame is embedded
+SHOWN_SIDE = 420  # pixels, of pictures inside the page
+FILM_ID = "input-video"
+
+
+def build(
+    job: Job,
+    results: Results,
+    neural: Renders,
+    drawn: MeshRenderer,
+    summary: dict[str, Any],
+    per_frame: dict[str, Any],
+    costs: dict[str, StageCost],
+    films: dict[str, Path],
+) -> str:
+    """The page's HTML."""
+    doubtful = results.motion.frames[~results.motion.converged].tolist()
+    body = hero(job, results, films)
+    body += page.cards(summary)
+    if doubtful:
+        body += page.notice(f"Registration is doubtful at frame{'s' if len(doubtful) > 1 else ''} {', '.join(map(str, doubtful))}; they are marked below.")
+    if summary.get("chamfer_pct") is None:
+        body += "<p>This capture has no ground truth: surface and tracking errors are unknown.</p>"
+    body += page.section("Input and rendering", page.comparison(comparison(results, neural, drawn, doubtful)), _heldout_note(results))
+    body += page.section(
+        "Graph", graph_pictures(results), f"{len(results.graph.node_positions)} nodes, {len(results.graph.edges)} edges, at the canonical frame."
+    )
+    body += page.section("Quality per frame", quality(per_frame, doubtful))
+    body += page.section("Training", page.loss_charts(costs))
+    body += page.section("Cost", page.cost_charts(costs), "Time is the sum over a stage's jobs, also of those that ran side by side.")
+    body += page.section("All numbers", page.metrics_table(summary) + _mesh_table(results.animation) + page.stage_details(results.costs))
+    when = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    footer = f"instant-nk {__version__}, {when}, capture {page.text(results.dataset.capture.name)}"
+    return page.document(job.paths.root.name, body, footer)
+
+
+# Films and the 3-D view
+
+
+def hero(job: Job, results: Results, films: dict[str, Path]) -> str:
+    """The animated mesh in 3-D, the input at the same frames beside it, and the videos along the camera path."""
+    every = -(-len(results.animation.frames) // PLAYER_FRAMES)
+    shown = thinned(results.animation, every)
+    fps = job.config.report.fps
+    player = player_html(
+        shown,
+        fps=fps,
+        nodes=live_nodes(results, shown),
+        edges=results.graph.edges,
+        title=job.paths.root.name,
+        up=tuple(_up(results)),
+        eye=tuple(results.dataset.cameras.c2w[0, :3, 3]),
+        background="#ffffff",
+        video_id=FILM_ID,
+    )
+    caption = f"input, camera {results.dataset.cameras.names[0]}, at the same frame" + (f" (every {every}th)" if every > 1 else "")
+    film = page.film(input_film(results, shown, fps), caption, identity=FILM_ID, playing=False)
+    path = "".join(
+        page.film(films[name].read_bytes(), caption)
+        for name, caption in (("rgb", "neural rendering along a camera path"), ("depth", "its depth, dark is near"))
+    )
+    return f"<div class='hero'>{player}<div class='films'><div class='wide'>{film}</div>{path}</div></div>"
+
+
+def thinned(animation: Animation, every: int) -> Animation:
+    """Every n-th frame of the animation."""
+    per_frame = {name: getattr(animation, name)[::every] for name in ("frames", "vertices", "sdf_residual", "cycle_error", "n_views")}
+    return Animation(faces=animation.faces, colours=animation.colours, **per_frame)
+
+
+def live_nodes(results: Results, shown: Animation) -> np.ndarray:
+    """Node positions at the animation's frames, world units, f32 [N, M, 3]."""
+    rows = [results.motion.index(int(frame)) for frame in shown.frames]
+    scene = results.graph.node_positions + results.motion.translations[rows]
+    return spaces.transform_points(results.dataset.world_from_scene, scene).astype(np.float32)
+
+
+def _up(results: Results) -> np.ndarray:
+    """The world axis nearest to the cameras' common up, [3]."""
+    up = -results.dataset.cameras.c2w[:, :3, 1].mean(0)
+    axis = np.zeros(3)
+    axis[np.abs(up).argmax()] = np.sign(up[np.abs(up).argmax()])
+    return axis
+
+
+def input_film(results: Results, shown: Animation, fps: float) -> bytes:
+    """The first camera's images on white as mp4."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "input.mp4"
+        write_video(path, (pictures.shrink(pictures.flat(results.dataset.image(0, int(frame))), SHOWN_SIDE) for frame in shown.frames), fps)
+        return path.read_bytes()
+
+
+# Pictures
+
+
+def _heldout_note(results: Results) -> str:
+    if not len(results.dataset.heldout):
+        return "The capture has no held-out cameras: these are training views."
+    return "Cameras that were held out: no stage has seen their pictures."
+
+
+def comparison(results: Results, neural: Renders, drawn: MeshRenderer, doubtful: list[int]) -> list[page.View]:
+    """Input, neural rendering, animated mesh, depth and normals, at the first, middle and last frame."""
+    data, frames = results.dataset, results.animation.frames.tolist()
+    rig = data.heldout if len(data.heldout) else data.cameras
+    chosen = list(dict.fromkeys([frames[0], frames[len(frames) // 2], frames[-1]]))
+    views = []
+    for i, frame in enumerate(chosen):
+        c = i % len(rig)
+        size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
+        layers = pictures.layers_of(neural.render(rig.c2w[c], rig.K[c], size, frame))
+        of_mesh = drawn.render(rig.c2w[c], rig.K[c], size, frame)
+        given = data.heldout_image(c, frame) if len(data.heldout) else data.image(c, frame)
+        views.append(page.View(_view_title(rig.names[c], frame, doubtful), _columns(given, layers, of_mesh, rig.c2w[c])))
+    return views
+
+
+def _view_title(camera: str, frame: int, doubtful: list[int]) -> str:
+    return f"frame {frame}, {camera}" + (" – doubtful" if frame in doubtful else "")
+
+
+def _columns(given: np.ndarray | None, layers: dict[str, np.ndarray], of_mesh: dict[str, np.ndarray], c2w: np.ndarray) -> dict[str, np.ndarray]:
+    """The pictures of one view, cropped to the subject; scores in the captions where the true picture is known."""
+    rendered, meshed = pictures.to_rgba(layers), pictures.to_rgba(of_mesh)
+    crop = pictures.crop_box((layers["alpha"] > 0.5) | (of_mesh["alpha"] > 0.5) | (given[..., 3] > 127 if given is not None else False))
+    near, far = pictures.depth_range(layers) or (0.0, 1.0)
+    named = {} if given is None else {"input": pictures.flat(given)}
+    named[f"rendered{_score(rendered, given)}"] = pictures.flat(rendered)
+    named[f"animated mesh{_score(meshed, given)}"] = pictures.flat(meshed)
+    named["depth"] = pictures.depth_picture(layers, near, far)
+    named["normals"] = pictures.normal_picture(layers, c2w)
+    return {name: pictures.shrink(image[crop], SHOWN_SIDE) for name, image in named.items()}
+
+
+def _score(picture: np.ndarray, given: np.ndarray | None) -> str:
+    if given is None:
+        return ""
+    return f", {evaluation.psnr(evaluation.on_white(picture / 255), evaluation.on_white(given / 255)):.1f} dB"
+
+
+def graph_pictures(results: Results) -> str:
+    """The graph on the canonical mesh from two cameras opposite each other."""
+    data, canonical = results.dataset, results.canonical
+    to_world = data.world_from_scene
+    vertices = spaces.transform_points(to_world, canonical.vertices).astype(np.float32)
+    nothing = np.zeros((1, len(vertices)), np.float32)
+    grey = np.full_like(canonical.colours, 0.8) * 0.6 + canonical.colours * 0.4
+    still = Animation(np.zeros(1, np.int32), vertices[None], canonical.faces, grey, nothing, nothing, nothing.astype(np.int32))
+    renderer = MeshRenderer(still)
+    nodes = spaces.transform_points(to_world, results.graph.node_positions)
+    length = np.linalg.norm(np.diff(results.graph.node_positions[results.graph.edges], axis=1)[:, 0], axis=1)
+    strong = length < 2.5 * results.graph.spacing
+    c2w = data.cameras.c2w
+    across = int((c2w[:, :3, 2] @ c2w[0, :3, 2]).argmin())
+    figures = [_graph_from(renderer, nodes, results.graph.edges, strong, data, c) for c in dict.fromkeys((0, across))]
+    return f"<div class='pair'>{''.join(figures)}</div>"
+
+
+def _graph_from(renderer: MeshRenderer, nodes: np.ndarray, edges: np.ndarray, strong: np.ndarray, data: Any, camera: int, side: int = 640) -> str:
+    """The graph drawn over the mesh as one camera of the rig sees it, enlarged to `side` pixels."""
+    size = data.cameras.sizes[camera].astype(float)
+    factor = side / size.max()
+    K = np.diag([factor, factor, 1.0]) @ data.cameras.K[camera]
+    width, height = (int(n) for n in np.round(size * factor))
+    layers = renderer.render(data.cameras.c2w[camera], K, (width, height), 0)
+    shade = 0.45 + 0.55 * np.abs(layers["normal"] @ data.cameras.c2w[camera, :3, 2])[..., None]
+    picture = pictures.flat(pictures.to_rgba(layers | {"rgb": layers["rgb"] * shade}))
+    local = (nodes - data.cameras.c2w[camera, :3, 3]) @ data.cameras.c2w[camera, :3, :3]
+    pixel = (local @ K.T)[:, :2] / local[:, 2:]
+    column, row = np.clip(pixel, 0, [width - 1, height - 1]).astype(int).T
+    inside = ((pixel >= 0) & (pixel < [width, height])).all(1) & (local[:, 2] > 0)
+    behind = (layers["alpha"][row, column] > 0.5) & (local[:, 2] > layers["depth"][row, column] + 0.01 * report_scores.box_diagonal(data))
+    rows, columns = pictures.crop_box(layers["alpha"] > 0.5)
+    pixel = pixel - [columns.start, rows.start]
+    return page.graph_figure(picture[rows, columns], pixel, inside & ~behind, edges, strong, f"from camera {data.cameras.names[camera]}")
+
+
+# Charts
+
+
+def quality(per_frame: dict[str, Any], doubtful: list[int]) -> str:
+    """One chart per quality, over the frames; those without any value are left out."""
+    box, true_box = "% of the box's diagonal", "% of the true box's diagonal"
+    wanted = [
+        ("surface error against the truth", true_box, {"chamfer": "chamfer_pct"}),
+        ("tracking error against the truth", true_box, {"mean": "track_mean_pct"}),
+        ("jitter against the truth", true_box, {"jitter": "jitter_pct"}),
+        ("silhouette IoU", "share", {"mean over cameras": "silhouette_iou"}),
+        ("SDF residual of the live vertices", box, {"median": "sdf_residual_median_pct", "95 %": "sdf_residual_p95_pct"}),
+        ("cycle error", box, {"median": "cycle_error_median_pct", "95 %": "cycle_error_p95_pct"}),
+        ("flipped triangle pairs", "share", {"folded since the first frame": "flipped_fraction"}),
+        ("acceleration of the vertices", box, {"mean": "acceleration_pct"}),
+        ("registration: distance to the observed surface", box, {"median": "registration_residual_pct"}),
+        ("registration: observed surface explained", "share", {"coverage": "registration_coverage"}),
+        ("registration: rigidity error of the edges", box, {"mean": "registration_rigidity_pct"}),
+    ]
+    result = []
+    for title, unit, lines in wanted:
+        series = {name: per_frame[key] for name, key in lines.items() if key in per_frame}
+        if any(v is not None for line in series.values() for v in line):
+            from_zero = unit != "share" or "flipped" in title
+            result.append(charts.line_chart(title, unit, per_frame["frames"], series, marked=doubtful, from_zero=from_zero))
+    return f"<div class='charts'>{''.join(result)}</div>"
+
+
+def _mesh_table(animation: Animation) -> str:
+    check = report_scores.mesh_check(animation)
+    rows = "".join(f"<tr><td>{page.text(name)}</td><td class='value'>{charts.number(value)}</td></tr>" for name, value in check.items())
+    return f"<h3>Is the mesh sound?</h3><table>{rows}</table><h3>What each stage wrote down</h3>"

@@ -1,0 +1,62 @@
+"""Pictures of the animated mesh with its vertex colours, by z-buffer: the same interface as the neural renderer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from instant_nk.geometry import rasterize, surface
+from instant_nk.io.mesh import Animation
+
+
+class MeshRenderer:
+    """Draws an animation in world space.
+
+    Args:
+        animation: vertices, faces and colours.
+        device: where to rasterise.
+        supersample: samples along each axis of a pixel.
+    """
+
+    def __init__(self, animation: Animation, device: str = "cpu", supersample: int = 2):
+        self.animation, self.device, self.supersample = animation, device, supersample
+        self.row = {int(frame): i for i, frame in enumerate(animation.frames)}
+        self.faces = torch.from_numpy(animation.faces).long().to(device)
+        self.colours = torch.from_numpy(animation.colours).to(device)
+
+    def render(self, c2w: np.ndarray, K: np.ndarray, size: tuple[int, int], frame: int) -> dict[str, np.ndarray]:
+        """What a camera sees at a frame.
+
+        Args:
+            c2w: camera-to-world, OpenCV axes, f64 [4, 4].
+            K: intrinsics in pixels [3, 3].
+            size: (width, height) in pixels.
+            frame: absolute frame number.
+
+        Returns:
+            rgb: straight colour f32 [H, W, 3]; alpha: coverage f32 [H, W]; depth: along the optical axis, world units, 0
+            where nothing is seen, f32 [H, W]; normal: unit, world space, f32 [H, W, 3].
+        """
+        n, (width, height) = self.supersample, size
+        vertices = self.animation.vertices[self.row[frame]]
+        normals = torch.from_numpy(surface.vertex_normals(vertices, self.animation.faces)).float().to(self.device)
+        w2c = torch.from_numpy(np.linalg.inv(np.asarray(c2w, np.float64)))
+        scaled = torch.from_numpy(np.diag([n, n, 1.0]) @ np.asarray(K, np.float64))
+        raster = rasterize.rasterize(torch.from_numpy(vertices).to(self.device), self.faces, w2c, scaled, (width * n, height * n))
+        seen = (raster.face_index >= 0).float()[..., None]
+        layers = torch.cat([rasterize.interpolate(raster, self.faces, torch.cat([self.colours, normals], 1)), raster.depth[..., None], seen], -1)
+        layers = layers.reshape(height, n, width, n, 8).mean((1, 3))
+        alpha = layers[..., 7]
+        straight = layers[..., :7] / alpha.clamp_min(1e-6)[..., None]
+        values = {"rgb": straight[..., :3], "alpha": alpha, "depth": straight[..., 6], "normal": F.normalize(straight[..., 3:6], dim=-1)}
+        return {name: value.cpu().numpy() for name, value in values.items()}
+
+    def silhouette(self, c2w: np.ndarray, K: np.ndarray, size: tuple[int, int], frame: int, stride: int = 1) -> np.ndarray:
+        """Whether each `stride`-th pixel's centre, starting at `stride // 2`, sees the mesh: bool [rows, columns]."""
+        first = stride // 2
+        rows, columns = len(range(first, size[1], stride)), len(range(first, size[0], stride))
+        K = np.array([[1 / stride, 0, 0.5 - (first + 0.5) / stride], [0, 1 / stride, 0.5 - (first + 0.5) / stride], [0, 0, 1]]) @ K
+        vertices = torch.from_numpy(self.animation.vertices[self.row[frame]]).to(self.device)
+        raster = rasterize.rasterize(vertices, self.faces, torch.from_numpy(np.linalg.inv(c2w)), torch.from_numpy(K), (columns, rows))
+        return (raster.face_index >= 0).cpu().numpy()

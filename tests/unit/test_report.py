@@ -1,0 +1,212 @@
+"""The report stage on a run whose result is the truth itself, with the mesh renderer in the neural renderer's place."""
+
+import dataclasses
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from instant_nk import config as configuration
+from instant_nk import entry, layout
+from instant_nk.geometry import evaluation, spaces, surface
+from instant_nk.io import artifact, dataset, graph, mesh, metrics, motion, truth
+from instant_nk.models import deformation_graph
+from instant_nk.stages import dataset as dataset_stage
+from instant_nk.stages import report, report_page, report_results
+from instant_nk.viewer.mesh_renderer import MeshRenderer
+
+trimesh = pytest.importorskip("trimesh")
+DOUBTFUL = 2
+
+
+def header(kind, version, stage):
+    return artifact.make_header(kind, version, stage)
+
+
+def write_run(root, **overrides):
+    """Results of all stages before the report, made from the built-in capture's truth; the job."""
+    config = configuration.parse({"preset": "tiny", "runtime.results": str(root), "sequence": "body", "synthetic.cameras": 4, **overrides})
+    job = layout.Job(config, layout.paths_of(config))
+    dataset_stage.run(job)
+    data = dataset.load(job.paths.manifest)
+    true = truth.load(data.capture, data.frames)
+    coloured = trimesh.load(data.capture / "gt" / "mesh_0000.ply", process=False)
+    colours = (coloured.visual.vertex_colors[:, :3] / 255).astype(np.float32)
+    (n, v), faces = true.vertices.shape[:2], true.faces.astype(np.int32)
+    small = np.full((n, v), 1e-4, np.float32)
+    animation = mesh.Animation(np.array(data.frames, np.int32), true.vertices.astype(np.float32), faces, colours, small, small, np.full((n, v), 2, np.int32))
+    mesh.save_animation(job.paths.animation, animation, header("animation", mesh.ANIMATION_FORMAT, "mesh"))
+    scene = spaces.transform_points(data.scene_from_world, true.vertices).astype(np.float32)
+    rest = scene[data.frames.index(data.canonical_frame)]
+    canonical = mesh.Mesh(rest, faces, surface.vertex_normals(rest, faces).astype(np.float32), colours)
+    mesh.save(job.paths.canonical_mesh, canonical, header("mesh", mesh.MESH_FORMAT, "canonical"))
+    nodes = deformation_graph.build(rest, faces, None, 40, 4, 6)
+    graph.save(job.paths.graph, nodes, header("graph", graph.FORMAT, "graph"))
+    nearest = np.linalg.norm(rest[:, None] - nodes.node_positions[None], axis=2).argmin(0)
+    converged = np.array([frame != DOUBTFUL for frame in data.frames])
+    values = np.full(n, 0.01, np.float32)
+    turns = np.tile(np.eye(3, dtype=np.float32), (n, len(nearest), 1, 1))
+    moved = motion.Motion(animation.frames, turns, scene[:, nearest] - rest[nearest], converged, values, values + 0.9, values)
+    motion.save(job.paths.motion, moved, header("motion", motion.FORMAT, "registration"))
+    for stage, name in (("canonical", "metrics.json"), ("field", f"{layout.part_name(0, 2)}.json"), ("field", f"{layout.part_name(1, 3)}.json")):
+        history = {"step": [0, 10, 20], "loss": [1.0, 0.1, 0.02], "psnr_db": [12.0, 20.0, 24.0]}
+        artifact.save_json(job.paths.stage_dir(stage) / name, {"wall_s": 7.0, "peak_host_mib": 300.0, "peak_gpu_mib": None, "history": history})
+    return dataclasses.replace(job, config=entry.restrict(config, "report"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def mesh_in_place_of_the_field():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "neural_renderer", lambda job, results: MeshRenderer(results.animation))
+        patch.setattr(evaluation, "SAMPLES", 3000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    job = write_run(tmp_path_factory.mktemp("report"))
+    report.run(job)
+    return job
+
+
+def test_a_result_equal_to_the_truth_has_no_surface_and_tracking_error(job):
+    summary = metrics.load(job.paths.metrics)["summary"]
+    assert summary["chamfer_pct"] < 1e-4 and summary["track_mean_pct"] < 1e-4 and summary["jitter_pct"] < 1e-4
+    assert summary["coverage"] == 1 and summary["flipped_fraction"] == 0 and summary["motion_mean_pct"] > 1
+    assert summary["silhouette_iou"] > 0.95
+    assert summary["test_psnr_db"] > 24 and summary["test_ssim"] > 0.9 and summary["test_fg_psnr_db"] < summary["test_psnr_db"]
+    assert summary["test_psnr_db"] == pytest.approx(summary["mesh_test_psnr_db"])
+    assert summary["not_converged_frames"] == 1 and summary["frames"] == 4
+
+
+def test_lengths_are_in_units_of_the_box(job):
+    data = dataset.load(job.paths.manifest)
+    diagonal = np.linalg.norm(data.box[1] - data.box[0])
+    value = metrics.load(job.paths.metrics)
+    assert value["summary"]["cycle_error_median"] == pytest.approx(1e-4 / diagonal, rel=1e-3)
+    assert value["per_frame"]["registration_residual_pct"][0] == pytest.approx(100 * 0.01 / (diagonal * data.scale), rel=1e-3)
+
+
+def test_every_list_per_frame_has_all_frames(job):
+    per_frame = metrics.load(job.paths.metrics)["per_frame"]
+    assert per_frame["frames"] == [0, 1, 2, 3] and per_frame["converged"] == [True, True, False, True]
+    assert {len(values) for values in per_frame.values()} == {4} and len(per_frame) > 10
+
+
+def test_costs_are_those_of_the_stages_and_of_the_report_itself(job):
+    value = metrics.load(job.paths.metrics)
+    assert value["stages"]["field"]["jobs"] == 2 and value["stages"]["field"]["wall_s"] == 14
+    assert value["stages"]["report"]["wall_s"] > 0
+    assert value["summary"]["wall_s"] == pytest.approx(sum(stage["wall_s"] for stage in value["stages"].values()))
+    assert value["summary"]["peak_host_mib"] >= 300
+
+
+def test_held_out_cameras_are_rendered_as_rgba_under_their_own_names(job):
+    data = dataset.load(job.paths.manifest)
+    for frame in data.frames:
+        picture = iio.imread(job.paths.report / "renders" / str(frame) / data.heldout.names[0])
+        assert picture.shape == (48, 48, 4) and picture.dtype == np.uint8
+        assert not picture[picture[..., 3] == 0].any() and (picture[..., 3] > 127).sum() > 50
+    assert len(metrics.load(job.paths.metrics)["views"]) == 4
+
+
+def test_the_videos_play_along_the_path(job):
+    for name in ("rgb.mp4", "depth.mp4"):
+        frames = iio.imread(job.paths.report / name, plugin="FFMPEG")
+        assert frames.shape == (4, 48, 48, 3)
+        assert (frames.min(-1) < 200).mean() > 0.02 and frames[0].std() > 5
+
+
+def test_the_page_is_self_contained_and_marks_doubtful_frames(job):
+    page = job.paths.report_page.read_text()
+    assert not re.search(r"""(src|href|url|srcset|poster)\s*[=(]\s*['"]?\s*(https?:)?//""", page)
+    assert not re.search(r"https?://|\bfetch\(|XMLHttpRequest|\bimport\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
+    assert page.count("data:video/mp4;base64,") == 3 and page.count("data:image/png;base64,") >= 17
+    assert "Registration is doubtful at frame 2;" in page and page.count("class='doubt'") >= 8 and "frame 2, cam_000.png – doubtful" in page
+    for wanted in (
+        "SDF residual",
+        "cycle error",
+        "flipped triangle",
+        "acceleration",
+        "silhouette IoU",
+        "canonical: loss",
+        "field: psnr",
+        "peak memory",
+        "nk-player",
+    ):
+        assert wanted in page
+    for name, quantity in metrics.QUANTITIES.items():
+        assert f"<code>{name}</code>" in page and html.escape(quantity.meaning, quote=True) in page
+    assert str(job.paths.root.parent) not in page  # nobody's folders
+
+
+def test_nothing_half_written_stays(job):
+    assert not list(job.paths.report.rglob(".*"))
+
+
+def test_scores_agree_with_an_independent_evaluation_of_the_same_folder(job, repository):
+    tool = repository.parent / "shared" / "tools" / "evaluate.py"
+    if not tool.is_file():
+        pytest.skip(f"the independent evaluation {tool} is not on this machine")
+    import sys
+
+    data = dataset.load(job.paths.manifest)
+    done = subprocess.run([sys.executable, str(tool), str(job.paths.root), str(data.capture), "--samples", "3000"], capture_output=True, text=True, check=True)
+    theirs, ours = json.loads(done.stdout), metrics.load(job.paths.metrics)["summary"]
+    for name in ("test_psnr_db", "test_fg_psnr_db", "test_ssim", "motion_mean_pct", "coverage"):
+        assert ours[name] == pytest.approx(theirs[name], rel=0.02)
+    assert abs(ours["chamfer_pct"] - theirs["chamfer_pct"]) < 1e-3 and abs(ours["track_mean_pct"] - theirs["track_mean_pct"]) < 1e-3
+
+
+def change_manifest(job, **values):
+    manifest = json.loads(job.paths.manifest.read_text())
+    job.paths.manifest.write_text(json.dumps(manifest | values))
+
+
+def test_without_truth_and_held_out_cameras_the_rest_is_reported(tmp_path):
+    job = write_run(tmp_path)
+    shutil.rmtree(dataset.load(job.paths.manifest).capture / "gt")
+    change_manifest(job, heldout={"names": [], "c2w": [], "K": [], "sizes": []}, heldout_images={str(frame): [] for frame in range(4)})
+    report.run(job)
+    value = metrics.load(job.paths.metrics)
+    for name in ("chamfer_pct", "track_mean_pct", "jitter_pct", "test_psnr_db", "mesh_test_psnr_db"):
+        assert value["summary"][name] is None
+    assert value["summary"]["silhouette_iou"] > 0.95 and value["summary"]["flipped_fraction"] == 0 and value["views"] == []
+    page = job.paths.report_page.read_text()
+    assert "no ground truth" in page and "no held-out cameras" in page and "against the truth" not in page
+
+
+def test_a_held_out_camera_without_picture_is_rendered_and_not_scored(tmp_path):
+    job = write_run(tmp_path)
+    change_manifest(job, heldout_images={"0": ["missing"], "1": [None], "2": [None], "3": [None]})
+    results = report_results.load(job)
+    one = dataclasses.replace(results, animation=report_page.thinned(results.animation, 4))
+    one.animation.frames[:] = 1
+    drawn = MeshRenderer(one.animation)
+    assert report.render_heldout(job.paths.report, one, drawn, drawn) == [{"frame": 1, "camera": "cam_000.png"}]
+    assert (job.paths.report / "renders" / "1" / "cam_000.png").is_file()
+
+
+def test_chromium_shows_the_subject_in_the_page(job, photograph):
+    picture = photograph(job.paths.report_page, size=(1200, 1500)).astype(int)
+    colourful = (picture.max(-1) - picture.min(-1)) > 60
+    assert colourful[80:700, 50:700].sum() > 3000  # the player
+    assert colourful[80:700, 700:1150].sum() > 3000  # the input beside it
+
+
+def test_the_page_fits_a_phone(job, photograph, tmp_path):
+    browser = next(name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name))
+    inner = html.escape(job.paths.report_page.read_text(), quote=True)
+    script = "f.onload=()=>{document.body.dataset.width=f.contentDocument.documentElement.scrollWidth}"
+    outer = tmp_path / "phone.html"
+    outer.write_text(
+        f"<body><iframe id=f width=360 height=740 frameborder=0 srcdoc='{inner.replace(chr(39), '&#39;')}'></iframe><script>{script}</script></body>"
+    )
+    flags = ["--headless", "--no-sandbox", "--virtual-time-budget=4000", f"--user-data-dir={tmp_path}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    done = subprocess.run([browser, *flags, "--dump-dom", f"file://{outer}"], capture_output=True, text=True, timeout=120, check=True)
+    assert int(re.search(r'data-width="(\d+)"', done.stdout).group(1)) <= 360
