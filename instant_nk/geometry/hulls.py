@@ -59,31 +59,38 @@ def pool_for(voxel: float, K: np.ndarray, c2w: np.ndarray, centre: np.ndarray) -
     return max(1, int(max(K[0, 0], K[1, 1]) * voxel / depth / 4))
 
 
-def seen_by(points: np.ndarray, radius: float, camera: Silhouette, K: np.ndarray, c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which balls a camera sees, and which of them touch its mask.
+def seen_by(points: np.ndarray, radius: float, camera: Silhouette, K: np.ndarray, c2w: np.ndarray, in_part: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Which balls a camera sees, and which of them it denies.
+
+    A ball of radius r around a point at depth z and distance d projects within f r d / (z (z - r)) pixels of its centre.
 
     Args:
         points: centres [N, 3].
-        radius: radius of the balls, in the points' units.
+        radius: radius r of the balls, in the points' units.
+        in_part: a ball counts as seen when any part of it may project into the image; otherwise its centre must.
 
     Returns:
-        bool [N]: the centre projects into the image. bool [N]: the ball's outline reaches a subject pixel.
+        bool [N]: seen. bool [N]: the centre projects into the image and no subject pixel is within the ball's reach.
     """
     local = points @ c2w[:3, :3] - c2w[:3, 3] @ c2w[:3, :3]
     z = local[:, 2]
-    ahead = z > radius
-    z = np.where(ahead, z, 1.0)
+    ahead = z > radius * 1.001
+    z = np.where(ahead, z, 2 * radius + 1)
     u = (K[0, 0] * local[:, 0] + K[0, 1] * local[:, 1]) / z + K[0, 2]
     v = K[1, 1] * local[:, 1] / z + K[1, 2]
+    # half a reduced pixel's diagonal goes to looking up the nearest one
+    reach = max(K[0, 0], K[1, 1]) * radius * np.linalg.norm(local, axis=1) / (z * (z - radius)) + 0.75 * camera.pool
     width, height = camera.size
     inside = ahead & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    seen = ahead & (u >= -reach) & (u < width + reach) & (v >= -reach) & (v < height + reach) if in_part else inside
     col = np.where(inside, u, 0).astype(np.intp) // camera.pool
     row = np.where(inside, v, 0).astype(np.intp) // camera.pool
-    reach = max(K[0, 0], K[1, 1]) * radius / z + 0.75 * camera.pool  # half a reduced pixel's diagonal, for looking up the nearest one
-    return inside, inside & (camera.distance[row, col] <= reach)
+    return seen, inside & (camera.distance[row, col] > reach)
 
 
-def carve(points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, least_seen: int = 2) -> np.ndarray:
+def carve(
+    points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, least_seen: int = 2, in_part: bool = False
+) -> np.ndarray:
     """Balls that may belong to the subject, bool [N].
 
     A camera votes on what projects into its image, and only when its mask is not empty. Kept is what at least `least_seen`
@@ -96,6 +103,7 @@ def carve(points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.nd
         cameras: C silhouettes.
         K: f64 [C, 3, 3].
         c2w: f64 [C, 4, 4], in the points' space.
+        in_part: balls stand for blocks of which any part may be seen.
     """
     voting = [i for i, c in enumerate(cameras) if c.subject]
     allowed = (len(voting) - 1) // 25
@@ -107,9 +115,9 @@ def carve(points: np.ndarray, radius: float, cameras: list[Silhouette], K: np.nd
         seen = np.zeros(len(part), np.int32)
         denied = np.zeros(len(part), np.int32)
         for i in voting:
-            inside, hit = seen_by(part[alive], radius, cameras[i], K[i], c2w[i])
-            seen[alive] += inside
-            denied[alive] += inside & ~hit
+            sees, denies = seen_by(part[alive], radius, cameras[i], K[i], c2w[i], in_part)
+            seen[alive] += sees
+            denied[alive] += denies
             alive = alive[denied[alive] <= allowed]
         keep[start + alive] = seen[alive] >= wanted
     return keep if voting else np.zeros(len(points), bool)
@@ -141,7 +149,7 @@ def visual_hull(
     block = resolution // rest
     while True:
         centres = low + (cells + 0.5) * block * edge
-        cells = cells[carve(centres, 0.5 * block * float(np.linalg.norm(edge)), cameras, K, c2w, least_seen)]
+        cells = cells[carve(centres, 0.5 * block * float(np.linalg.norm(edge)), cameras, K, c2w, least_seen, in_part=block > 1)]
         if not factors:
             break
         factors.pop()
@@ -165,6 +173,19 @@ def box_coverage(box: np.ndarray, size: tuple[int, int], pool: int, K: np.ndarra
     enter = np.fmax.reduce(np.fmin(near, far), -1)
     leave = np.fmin.reduce(np.fmax(near, far), -1)
     return (leave >= np.maximum(enter, 0)).reshape(h, w)
+
+
+def share_beyond(extent: np.ndarray, cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray, resolution: int = 48, reach: float = 1.3) -> float:
+    """Share of the visual hull within [-reach, reach]^3 that lies outside of the box from -extent to extent.
+
+    Masks alone hide a subject that leaves a box towards most cameras; the hull does not. It counts what at least half of the
+    cameras see, without the margin for thin parts, so a box that holds the subject gives 0 in rigs of about ten cameras or more;
+    fewer leave phantoms.
+    """
+    hull = visual_hull(cameras, K, c2w, resolution, -reach, reach, least_seen=-(-len(cameras) // 2))
+    points = reach * ((2 * np.argwhere(hull) + 1) / resolution - 1)
+    points = points[carve(points, 0.0, cameras, K, c2w, least_seen=-(-len(cameras) // 2))]
+    return float((np.abs(points) > extent + reach / resolution).any(1).mean()) if len(points) else 0.0
 
 
 def meeting_point(c2w: np.ndarray) -> np.ndarray | None:

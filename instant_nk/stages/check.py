@@ -117,11 +117,13 @@ def look_at_masks(plan: Plan, frames: list[int], config: Config, pool: ThreadPoo
         shown = hull if shown is None else shown
         shares = dataset.outside_shares(masks, plan, covered)
         try:
-            dataset.check_inside(frame, shares, plan, config.dataset.outside_tolerance)
+            dataset.check_inside(frame, masks, shares, plan, config.dataset.outside_tolerance)
         except DataError as error:
             outside[frame] = str(error)
-        if not hull.any():
-            problems.append(f"frame {frame}: no point of the box lies in all masks. {dataset.disagreement(masks, plan)}")
+        try:
+            dataset.check_agreement(frame, hull, masks, poses, plan)
+        except DataError as error:
+            problems.append(str(error))
         for i, (camera, mask) in enumerate(zip(cameras, masks)):
             camera.subject += mask.subject / (mask.size[0] * mask.size[1]) / len(frames)
             camera.outside = max(camera.outside, float(shares[i]))

@@ -36,6 +36,10 @@ from instant_nk.io.dataset import CameraSet, Dataset
 
 log = logging.getLogger(__name__)
 
+ELSEWHERE = 0.5
+"""Share of one camera's mask outside the box above which that camera looks elsewhere: its pose or masks are wrong."""
+LEAST_AGREEMENT = 0.5
+"""Share of most masks that the visual hull must account for."""
 BOX_MARGIN = 0.1
 """Margin around a proposed box, as a share of its extent on each side."""
 END_PENALTY = 0.05
@@ -194,7 +198,9 @@ def with_proposed_box(plan: Plan, pool: ThreadPoolExecutor, frames: list[int]) -
             continue  # the box holds this frame already
         found = hulls.subject_box(masks, plan.K, plan.c2w, centre - reach, centre + reach)
         if found is None:
-            raise DataError(f"{unknown}: no point of space lies in the masks of frame {frame}. {disagreement(masks, plan)} {how}")
+            raise DataError(
+                f"{unknown}: no point of space lies in the masks of frame {frame}. {disagreement(masks, plan, np.stack([centre - reach, centre + reach]))} {how}"
+            )
         box = found if box is None else np.stack([np.minimum(box[0], found[0]), np.maximum(box[1], found[1])])
     box += BOX_MARGIN * np.array([[-1.0], [1.0]]) * (box[1] - box[0])
     log.info("proposed box: %s", box.round(4).tolist())
@@ -216,37 +222,62 @@ def outside_shares(masks: list[Silhouette], plan: Plan, covered: list[np.ndarray
     return np.array([np.count_nonzero(m.mask & ~c) / max(np.count_nonzero(m.mask), 1) for m, c in zip(masks, covered)])
 
 
-def check_inside(frame: int, shares: np.ndarray, plan: Plan, tolerance: float) -> None:
-    """Refuse a subject that leaves the box in two cameras or more; one camera alone is a mask to look at.
+def check_inside(frame: int, masks: list[Silhouette], shares: np.ndarray, plan: Plan, tolerance: float) -> float:
+    """Refuse a subject that leaves the box: the masks of two cameras say so, or one mask and the visual hull, or most of one mask.
+
+    One mask alone is a stray part of that mask, the hull alone a phantom of few cameras: both are only looked at.
+
+    Args:
+        shares: share of each camera's mask whose rays miss the box.
+        tolerance: share above which a mask counts.
+
+    Returns:
+        share of the visual hull outside the box.
 
     Raises:
         DataError: names frame, cameras and shares.
     """
+    similarity = spaces.similarity_from_box(plan.box)
+    extent = (plan.box[1] - plan.box[0]) / 2 * spaces.scale_of(similarity)
+    beyond = hulls.share_beyond(extent, masks, plan.K, spaces.transform_poses(similarity, plan.c2w))
     bad = np.flatnonzero(shares > tolerance)
     named = ", ".join(f"{plan.train.cameras[i].name} {100 * shares[i]:.0f} %" for i in bad)
-    if len(bad) >= min(2, len(shares)):
+    if len(bad) >= min(2, len(shares)) or (len(bad) and beyond > tolerance / 4) or shares.max() > ELSEWHERE:
+        alone = "Check that camera's pose and masks. " if len(bad) == 1 < len(shares) else ""
         raise DataError(
-            f"{plan.root}: at frame {frame} the subject reaches outside the box in {len(bad)} of {len(shares)} cameras (share of the mask outside: {named}). "
+            f"{plan.root}: at frame {frame} the subject reaches outside the box in {len(bad)} of {len(shares)} cameras (share of the mask outside: {named}). {alone}"
             f"The box, from {plan.box_source}, is {plan.box.tolist()} in world units. Enlarge it with dataset.box, or check that masks hold the subject alone (`instant-nk check`)."
         )
     if len(bad):
         log.warning("frame %d: the mask of one camera reaches outside the box: %s", frame, named)
+    return beyond
 
 
-def disagreement(masks: list[Silhouette], plan: Plan) -> str:
-    """Which camera's mask or pose is in the way of a visual hull, as a sentence."""
-    centre = hulls.meeting_point(plan.c2w) if plan.box is None else plan.box.mean(0)
-    names = []
-    for i, name in enumerate(c.name for c in plan.train.cameras):
-        others = [j for j in range(len(masks)) if j != i]
-        reach = float(np.linalg.norm(plan.c2w[:, :3, 3] - centre, axis=1).max())
-        if len(others) > 1 and hulls.visual_hull([masks[j] for j in others], plan.K[others], plan.c2w[others], 32, centre - reach, centre + reach).any():
-            names.append(name)
-    if names:
-        return f"Without {' or '.join(names)} there would be some: check that camera's pose and masks."
-    return (
-        "Cameras and masks disagree: poses must be camera-to-world in OpenGL axes (y up, looking along -z), and images must belong to their camera and frame."
-    )
+def check_agreement(frame: int, hull: np.ndarray, masks: list[Silhouette], poses: np.ndarray, plan: Plan) -> None:
+    """Refuse masks and cameras that contradict each other: the visual hull accounts for less than half of most masks.
+
+    Args:
+        poses: camera-to-scene of the training cameras, f64 [C, 4, 4].
+    """
+    share = float(np.median([hulls.explained_share(hull, m, K, c2w) for m, K, c2w in zip(masks, plan.K, poses) if m.subject]))
+    if share < LEAST_AGREEMENT:
+        raise DataError(
+            f"{plan.root}: masks and cameras contradict each other at frame {frame}: points that lie in all masks account for {100 * share:.0f} % of a mask. {disagreement(masks, plan, plan.box)}"
+        )
+
+
+def disagreement(masks: list[Silhouette], plan: Plan, box: np.ndarray) -> str:
+    """Whose mask or pose contradicts the others within a region [[min], [max]], as a sentence: the camera without which the rest agree best."""
+    poses = spaces.transform_poses(spaces.similarity_from_box(box), plan.c2w)
+    agreement = []
+    for left_out in range(len(masks)):
+        others = [i for i, m in enumerate(masks) if i != left_out and m.subject]
+        hull = hulls.visual_hull([masks[i] for i in others], plan.K[others], poses[others], 32, least_seen=len(others) // 2 + 1)
+        agreement.append(float(np.median([hulls.explained_share(hull, masks[i], plan.K[i], poses[i]) for i in others])) if len(others) > 1 else 0.0)
+    best = int(np.argmax(agreement))
+    if agreement[best] > LEAST_AGREEMENT:
+        return f"Without {plan.train.cameras[best].name} they account for {100 * agreement[best]:.0f} %: check that camera's pose and masks."
+    return "Poses must be camera-to-world in OpenGL axes (y up, looking along -z), and images must belong to their camera and frame."
 
 
 # Building.
@@ -273,21 +304,30 @@ def build(plan: Plan, store: Path, config: Config, pool: ThreadPoolExecutor) -> 
         {},
         depth_unit=plan.depth_unit or Dataset.depth_unit,
     )
-    numbers = {"frames": len(plan.frames), "cameras": len(plan.train), "heldout_cameras": len(plan.heldout), "mask_outside_box_worst_share": 0.0}
+    numbers = {
+        "frames": len(plan.frames),
+        "cameras": len(plan.train),
+        "heldout_cameras": len(plan.heldout),
+        "mask_outside_box_worst_share": 0.0,
+        "hull_outside_box_worst_share": 0.0,
+    }
     files: dict[str, dict[str, list]] = {"images": {}, "heldout_images": {}, "depth": {}}
     measures = {}
     for frame in log_module.progress(plan.frames, "dataset", log):
         masks = silhouettes(plan.train, frame, reductions, pool)
         shares = outside_shares(masks, plan, covered)
-        check_inside(frame, shares, plan, config.dataset.outside_tolerance)
+        beyond = check_inside(frame, masks, shares, plan, config.dataset.outside_tolerance)
         numbers["mask_outside_box_worst_share"] = max(numbers["mask_outside_box_worst_share"], float(shares.max()))
+        numbers["hull_outside_box_worst_share"] = max(numbers["hull_outside_box_worst_share"], beyond)
         hull = hulls.visual_hull(masks, K, poses, resolution)
-        if not hull.any():
-            raise DataError(f"{plan.root}: the visual hull of frame {frame} is empty: no point of the box lies in all masks. {disagreement(masks, plan)}")
+        check_agreement(frame, hull, masks, poses, plan)
         partial.save_hull(frame, hull, header)
         measures[frame] = hulls.outer_faces(hull)
         for kind, names in frame_files(plan, frame, store, pool).items():
             files[kind][str(frame)] = names
+    if numbers["hull_outside_box_worst_share"] > config.dataset.outside_tolerance / 4:
+        share = 100 * numbers["hull_outside_box_worst_share"]
+        log.warning("%.1f %% of a visual hull lie outside the box, hidden from the masks: a part of the subject, or a phantom of few cameras", share)
     canonical = config.dataset.canonical_frame
     if canonical is None:
         canonical = choose_canonical(measures)

@@ -69,7 +69,7 @@ def write_capture(
     root.mkdir(parents=True, exist_ok=True)
     K = np.array([[1.4 * size[0], 0, size[0] / 2 + 0.3], [0, 1.4 * size[0], size[1] / 2 - 0.2], [0, 0, 1]])
     result = {}
-    for name, folder, count, lift in (("transforms.json", "images", cameras, 0.7), ("transforms_test.json", "images_test", heldout, -0.6)):
+    for name, folder, count, lift in (("transforms.json", "images", cameras, 0.9), ("transforms_test.json", "images_test", heldout, -0.8)):
         meta: dict[str, Any] = {"w": size[0], "h": size[1], "file_folder": folder, "frames": []}
         if box:
             meta["aabb"] = (np.array([[-0.6, -0.6, -0.6], [0.75, 0.75, 0.6]]) * scale + offset).tolist()
@@ -78,7 +78,7 @@ def write_capture(
         meta |= lens or {}
         for i in range(count):
             angle = 2 * np.pi * i / max(count, 1) + 0.1
-            pose = look_at(np.array([2.6 * np.sin(angle), lift * (-1) ** i, 2.6 * np.cos(angle)]) * scale + offset, np.zeros(3) + offset)
+            pose = look_at(np.array([3.4 * np.sin(angle), lift * (-1) ** i, 3.4 * np.cos(angle)]) * scale + offset, np.zeros(3) + offset)
             entry = {"file_path": f"cam_{i:03d}.png", "transform_matrix": pose.tolist(), "K": K.tolist()}
             for frame in range(frames):
                 rgba, z = render(pose, K, size, frame, scale, offset, lens)

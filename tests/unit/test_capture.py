@@ -229,7 +229,7 @@ def test_cameras_are_chosen_by_number_spread_over_the_rig(tmp_path):
         assert len(chosen) == n and chosen == sorted(set(chosen))
     directions = np.stack([found[i].c2w[:3, 3] for i in capture.select_cameras(found, 4)])
     apart = np.linalg.norm(directions[:, None] - directions, axis=-1) + 9 * np.eye(4)
-    assert apart.min() > 2.0  # of a ring of radius 2.6; neighbours of four taken in a row would be 1.4 apart
+    assert apart.min() > 2.6  # of a ring of radius 3.4; neighbours taken in a row would be 2.5 apart
     with pytest.raises(ConfigError, match="'dataset.cameras': wanted at most the capture's 12 training cameras, got 13"):
         capture.select_cameras(found, 13)
 
