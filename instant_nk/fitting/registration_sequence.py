@@ -50,6 +50,9 @@ def register_sequence(
         for i, frame in enumerate(chain):
             if frame in fits:
                 continue
+            if frame == canonical_frame:  # the rest shape is this frame's: there is nothing to estimate, and noise would move the mesh off its own surface
+                fits[frame] = judge(body, Pose.identity(body), observe(frame))
+                continue
             previous = fits[chain[i - 1]].pose if i else Pose.identity(body)
             before = fits[chain[i - 2]].pose if i > 1 else None
             fits[frame] = _register_frame(body, observe(frame), previous, before, options)

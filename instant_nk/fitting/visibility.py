@@ -13,21 +13,21 @@ from instant_nk.io.dataset import Dataset
 MAX_SIDE = 256  # visibility is decided on images no larger than this; finer pixels change nothing at vertex scale
 
 
-def seen_by(dataset: Dataset, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def seen_by(dataset: Dataset, vertices: np.ndarray, faces: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Whether each training camera sees each vertex, bool [C, V].
 
     Args:
         vertices: scene (live) space, f32 [V, 3].
         faces: i32 [T, 3].
     """
-    points, triangles = torch.from_numpy(vertices).float(), torch.from_numpy(faces)
+    points, triangles = torch.from_numpy(vertices).float().to(device), torch.from_numpy(faces).to(device)
     w2c = torch.from_numpy(np.linalg.inv(camera_to_scene(dataset.cameras.c2w, dataset.scene_from_world)))
     result = []
     for c in range(len(dataset.cameras)):
         width, height = (int(v) for v in dataset.cameras.sizes[c])
         scale = min(1.0, MAX_SIDE / max(width, height))
         K = torch.from_numpy(np.diag([scale, scale, 1.0]) @ dataset.cameras.K[c])
-        result.append(visible_vertices(points, triangles, w2c[c], K, (max(1, round(width * scale)), max(1, round(height * scale)))).numpy())
+        result.append(visible_vertices(points, triangles, w2c[c], K, (max(1, round(width * scale)), max(1, round(height * scale)))).cpu().numpy())
     return np.stack(result)
 
 

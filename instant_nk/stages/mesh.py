@@ -48,12 +48,12 @@ def carry_window(job: Job) -> None:
     motion = field.motion()
     space = LiveSpace(field.skeleton, *motion, canonical.occupancy_resolution)
     parts, fallbacks = [], 0
-    for index, frame in enumerate(log.progress(list(range(len(frames))), f"mesh {job.part}", logger)):
+    for index in log.progress(list(range(len(frames))), f"mesh {job.part}", logger):
         live, missed = carry(field, motion, index)
         cycle, residual = _quality(field, space, motion, live, index)
         points = live.cpu().numpy()
         fallbacks += missed
-        parts.append((points, residual, cycle, seen_by(dataset, points, mesh.faces).sum(0).astype(np.int32)))
+        parts.append((points, residual, cycle, seen_by(dataset, points, mesh.faces, job.device).sum(0).astype(np.int32)))
     points, residual, cycle, n_views = (np.stack(p) for p in zip(*parts))
     animation = Animation(
         np.array(frames, np.int32), to_world(dataset, points), mesh.faces, mesh.colours,

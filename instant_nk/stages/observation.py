@@ -61,7 +61,7 @@ def observe_neural(job: Job, dataset: Dataset, frame: int) -> tuple[Observation,
     vertices, faces = meshing.keep_components(*meshing.isosurface(values), KEEP_COMPONENTS)
     vertices, faces = meshing.decimate(vertices, faces, 2 * c.max_points)
     points, normals = meshing.snap(surface.sdf.with_gradient, torch.from_numpy(vertices).to(job.device), limit=2.0 / c.surface_resolution)
-    observation = _from_mesh(dataset, frame, points.cpu().numpy(), faces, normals.cpu().numpy())
+    observation = _from_mesh(dataset, frame, points.cpu().numpy(), faces, normals.cpu().numpy(), job.device)
     return observation, {"psnr_db": surface.history["psnr_db"][-1], "inv_std": surface.history["inv_std"][-1]}
 
 
@@ -83,13 +83,13 @@ def observe_meshes(job: Job, dataset: Dataset, frame: int) -> tuple[Observation,
     vertices, faces, _ = surfaces.weld(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces))
     scene = (vertices @ dataset.scene_from_world[:3, :3].T + dataset.scene_from_world[:3, 3]).astype(np.float32)
     vertices, faces = meshing.decimate(scene, faces.astype(np.int32), 2 * job.config.observation.max_points)
-    return _from_mesh(dataset, frame, vertices, faces, surfaces.vertex_normals(vertices, faces).astype(np.float32)), {}
+    return _from_mesh(dataset, frame, vertices, faces, surfaces.vertex_normals(vertices, faces).astype(np.float32), job.device), {}
 
 
-def _from_mesh(dataset: Dataset, frame: int, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray) -> Observation:
+def _from_mesh(dataset: Dataset, frame: int, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, device: str) -> Observation:
     """Vertices of a live mesh with what the cameras see there; vertices no camera sees keep a low confidence."""
     vertices, faces = vertices.astype(np.float32), faces.astype(np.int32)
-    seen = seen_by(dataset, vertices, faces)
+    seen = seen_by(dataset, vertices, faces, device)
     n_views = seen.sum(0).astype(np.int32)
     boundary = np.zeros(len(vertices), bool)
     boundary[surfaces.boundary_vertices(vertices, faces)] = True
