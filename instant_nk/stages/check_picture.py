@@ -28,7 +28,7 @@ def draw(path: Path, plan: Plan, frame: int, hull: np.ndarray, cameras: list[Cam
         path: PNG file.
         hull: visual hull bool [R, R, R] of the frame, over [-1, 1]^3 scene space.
         cameras: findings per training camera, printed under the thumbnails.
-        doubtful: names of those to print in red.
+        doubtful: names of those to frame in red.
     """
     shown = sorted(set(np.linspace(0, len(cameras) - 1, min(MOST_THUMBS, len(cameras))).round().astype(int)))
     columns = max(4, int(np.ceil(np.sqrt(len(shown) * 1.2))))
@@ -48,8 +48,12 @@ def draw(path: Path, plan: Plan, frame: int, hull: np.ndarray, cameras: list[Cam
         y = 40 + place // columns * (THUMB + 30 + GAP)
         page.paste(draw_view(plan, int(index), frame), (x, y))
         found = cameras[index]
+        if found.name in doubtful:
+            pen.rectangle((x - 3, y - 3, x + THUMB + 2, y + THUMB + 2), outline=DOUBT, width=3)
         pen.text((x, y + THUMB + 2), found.name[:28], fill=INK)
-        pen.text((x, y + THUMB + 15), f"outside {100 * found.outside:.1f} %  hull {100 * found.explained:.0f} %", fill=DOUBT if found.name in doubtful else SOFT)
+        pen.text(
+            (x, y + THUMB + 15), f"outside {100 * found.outside:.1f} %  hull {100 * found.explained:.0f} %", fill=DOUBT if found.name in doubtful else SOFT
+        )
     with artifact.atomic(path) as aside:
         page.save(aside, format="PNG")
 

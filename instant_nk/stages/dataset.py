@@ -259,7 +259,7 @@ def check_agreement(frame: int, hull: np.ndarray, masks: list[Silhouette], poses
     Args:
         poses: camera-to-scene of the training cameras, f64 [C, 4, 4].
     """
-    share = float(np.median([hulls.explained_share(hull, m, K, c2w) for m, K, c2w in zip(masks, plan.K, poses) if m.subject]))
+    share = float(np.median(hulls.explained_shares(hull, masks, plan.K, poses)))
     if share < LEAST_AGREEMENT:
         raise DataError(
             f"{plan.root}: masks and cameras contradict each other at frame {frame}: points that lie in all masks account for {100 * share:.0f} % of a mask. {disagreement(masks, plan, plan.box)}"
@@ -273,7 +273,7 @@ def disagreement(masks: list[Silhouette], plan: Plan, box: np.ndarray) -> str:
     for left_out in range(len(masks)):
         others = [i for i, m in enumerate(masks) if i != left_out and m.subject]
         hull = hulls.visual_hull([masks[i] for i in others], plan.K[others], poses[others], 32, least_seen=len(others) // 2 + 1)
-        agreement.append(float(np.median([hulls.explained_share(hull, masks[i], plan.K[i], poses[i]) for i in others])) if len(others) > 1 else 0.0)
+        agreement.append(float(np.median(hulls.explained_shares(hull, [masks[i] for i in others], plan.K[others], poses[others]))) if len(others) > 1 else 0.0)
     best = int(np.argmax(agreement))
     if agreement[best] > LEAST_AGREEMENT:
         return f"Without {plan.train.cameras[best].name} they account for {100 * agreement[best]:.0f} %: check that camera's pose and masks."

@@ -132,11 +132,11 @@ def test_a_camera_with_another_pose_is_not_explained_by_the_hull(rig):
     masks, K, c2w = rig
     cameras = [hulls.silhouette(m) for m in masks]
     hull = hulls.visual_hull(cameras, K, c2w, 32)
-    assert all(hulls.explained_share(hull, *camera) > 0.99 for camera in zip(cameras, K, c2w))
+    assert (hulls.explained_shares(hull, cameras, K, c2w) > 0.99).all()
     wrong = c2w.copy()
     wrong[4, :3, 3] += [0.0, 0.4, 0.0]
     hull = hulls.visual_hull(cameras, K, wrong, 32)
-    shares = [hulls.explained_share(hull, *camera) for camera in zip(cameras, K, wrong)]
+    shares = hulls.explained_shares(hull, cameras, K, wrong)
     assert shares[4] < 0.9 and shares[4] <= min(shares) + 0.15
 
 
