@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instant_nk.errors import NumericalError
-from instant_nk.fitting import losses, schedules
+from instant_nk.fitting import losses, schedules, training_state
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.kernels.ray_sampling import march
@@ -25,6 +27,24 @@ logger = logging.getLogger(__name__)
 STEP_CELLS = 0.4  # sample spacing in occupancy cells
 GRID_EVERY = 40  # steps between updates of the occupancy grid
 KEEP_WEIGHT = 3e-4  # samples lighter than this are not trained on
+GIVEN_POINTS = 4096  # points of a given mesh that each step is held to
+
+
+@dataclass(frozen=True)
+class GivenSurface:
+    """Oriented points of a mesh made by another reconstructor, scene space: the SDF is held to them. Both f32 [P, 3]."""
+
+    points: Tensor
+    normals: Tensor
+
+
+@dataclass(frozen=True)
+class Interruptible:
+    """Where a fit keeps its state, every how many steps, and the header that says whose it is."""
+
+    path: Path
+    every: int
+    header: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,10 +79,12 @@ class SurfaceFit:
     Args:
         source: pixels of the frame.
         hull: its visual hull, bool [R, R, R] over [-1, 1]^3.
+        given: a surface that is known already; then only colour and the SDF around it are learned.
     """
 
-    def __init__(self, config: SurfaceFitConfig, source: PixelSource, hull: np.ndarray, device: str, seed: int, title: str):
+    def __init__(self, config: SurfaceFitConfig, source: PixelSource, hull: np.ndarray, device: str, seed: int, title: str, given: GivenSurface | None = None):
         torch.manual_seed(seed)
+        self.given = given
         self.config, self.source, self.device, self.title = config, source, device, title
         self.generator = torch.Generator(device).manual_seed(seed)
         self.sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
@@ -124,7 +146,7 @@ class SurfaceFit:
         colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
         mask_loss = losses.mask(seen.opacity, batch.alpha)
         eikonal = losses.eikonal(gradient) if kept else colour_loss * 0
-        loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal
+        loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal + self._given_loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -133,12 +155,36 @@ class SurfaceFit:
         error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
         return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach(), "samples": torch.tensor(float(kept))}
 
-    def run(self) -> Surface:
-        """Train to the end.
+    def _given_loss(self) -> Tensor | float:
+        """Distance and normal disagreement at the given surface's points."""
+        if self.given is None:
+            return 0.0
+        rows = torch.randint(len(self.given.points), (GIVEN_POINTS,), generator=self.generator, device=self.device)
+        sdf, gradient, _ = self.sdf.with_gradient(self.given.points[rows])
+        return 50 * sdf.abs().mean() + 0.1 * (gradient - self.given.normals[rows]).abs().mean()
+
+    @property
+    def _modules(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"sdf": self.sdf, "colour": self.colour, "sharpness": self.sharpness})
+
+    def _resume(self, state: Interruptible) -> None:
+        found = training_state.restore(state.path, self._modules, self.optimizer, self.generator, state.header)
+        if found:
+            counters, extra = found
+            self.done, self.rays, self.history, self.occupied = counters["step"], counters["rays"], counters["history"], extra["occupied"]
+
+    def _keep(self, state: Interruptible) -> None:
+        counters = {"step": self.done, "rays": self.rays, "history": self.history}
+        training_state.save(state.path, self._modules, self.optimizer, self.generator, counters, state.header, {"occupied": self.occupied})
+
+    def run(self, state: Interruptible | None = None) -> Surface:
+        """Train to the end; with `state`, from where an interrupted run stopped.
 
         Raises:
             NumericalError: the loss is not finite.
         """
+        if state:
+            self._resume(state)
         progress = Progress(self.title, self.config.steps, logger)
         while self.done < self.config.steps:
             seen = self.step()
@@ -158,6 +204,8 @@ class SurfaceFit:
                 ):
                     self.history[name].append(float(value))
                 progress.update(self.done, loss=values["loss"], psnr_db=psnr, eikonal=values["eikonal"], inv_std=values["inv_std"], rays=self.rays)
+            if state and self.done % state.every == 0 and self.done < self.config.steps:
+                self._keep(state)
         self.sdf.encoding.open_levels = self.config.spec.levels
         self.update_grid()
         return Surface(self.sdf, self.colour, self.sharpness, self.occupied, self.history)

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from instant_nk import layout
 from instant_nk.config import FieldConfig
+from instant_nk.fitting.meshing import sample_sdf
 from instant_nk.io import checkpoint
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import graph as graph_io
@@ -33,7 +35,16 @@ class CanonicalField:
     sdf: SdfField
     colour: ColourField
     inv_std: float
-    occupancy_resolution: int
+    occupied: Tensor
+
+    @property
+    def occupancy_resolution(self) -> int:
+        return self.occupied.shape[0]
+
+    def grid(self) -> Tensor:
+        """The SDF on a regular grid of twice the occupancy's resolution, exact near the surface, x fastest [R^3, 1]."""
+        values = sample_sdf(self.sdf, self.occupied, 2 * self.occupancy_resolution)
+        return torch.from_numpy(values.transpose(2, 1, 0).reshape(-1, 1)).to(self.occupied.device)
 
 
 def load_canonical(paths: layout.Paths, device: str) -> CanonicalField:
@@ -42,7 +53,7 @@ def load_canonical(paths: layout.Paths, device: str) -> CanonicalField:
     sdf, colour, sharpness = SdfField.build(description["sdf"]).to(device), ColourField.build(description["colour"]).to(device), Sharpness(1.0).to(device)
     for name, module in (("sdf", sdf), ("colour", colour), ("sharpness", sharpness)):
         module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
-    return CanonicalField(sdf, colour, float(sharpness()), state["occupied"].shape[0])
+    return CanonicalField(sdf, colour, float(sharpness().detach()), state["occupied"])
 
 
 def load_skeleton(paths: layout.Paths, device: str) -> tuple[Skeleton, mesh_io.Mesh]:
@@ -76,7 +87,7 @@ def new_field(
     nodes = NodeMotion(torch.from_numpy(motion.rotations[rows]), torch.from_numpy(motion.translations[rows]), fixed).to(device)
     residual = ResidualField(spec, RESIDUAL_HIDDEN, residual_bound).to(device)
     index = frames.index(dataset.canonical_frame) if dataset.canonical_frame in frames else None
-    return WindowField(canonical.sdf, canonical.colour, residual, nodes, skeleton, canonical.inv_std, index), canonical
+    return WindowField(canonical.sdf, canonical.colour, residual, nodes, skeleton, canonical.inv_std, index, canonical.grid()), canonical
 
 
 def residual_spec(config: FieldConfig, frames: int) -> HashSpec:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instant_nk.kernels import hash_encoding
+from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.sdf_field import SdfField
@@ -38,16 +41,29 @@ class WindowField(nn.Module):
 
     Args:
         canonical_index: index of the canonical frame in the window, or None; there the residual is zero by construction.
+        canonical_grid: the canonical SDF at the corners of a regular grid, x fastest [R^3, 1]: where samples are only looked for,
+            reading it is much cheaper than the network.
     """
 
     def __init__(
-        self, sdf: SdfField, colour: ColourField, residual: ResidualField, motion: NodeMotion, skeleton: Skeleton, inv_std: float, canonical_index: int | None
+        self,
+        sdf: SdfField,
+        colour: ColourField,
+        residual: ResidualField,
+        motion: NodeMotion,
+        skeleton: Skeleton,
+        inv_std: float,
+        canonical_index: int | None,
+        canonical_grid: Tensor,
     ):
         super().__init__()
         self.sdf, self.colour, self.residual, self.motion = sdf, colour, residual, motion
         self.skeleton, self.inv_std, self.canonical_index = skeleton, inv_std, canonical_index
         self.sdf.requires_grad_(False)
         self.frames = motion.translations.shape[0]
+        cells = round(len(canonical_grid) ** (1 / 3)) - 1
+        self.grid_spec = HashSpec(3, 1, int(np.ceil(np.log2((cells + 1) ** 3))), ((cells,) * 3,))
+        self.register_buffer("grid", canonical_grid, persistent=False)
 
     def tau(self, frame: Tensor) -> Tensor:
         """Position of a frame index within the window, [0, 1]."""
@@ -81,7 +97,15 @@ class WindowField(nn.Module):
 
     def _quick(self, space: LiveSpace, x: Tensor, frame: Tensor, vertex: Tensor) -> Tensor:
         canonical = space.guess(x, frame, vertex)
-        return self.sdf(canonical + self.residual_at(canonical, frame))
+        distance = self._grid_sdf(canonical)
+        near = (distance.abs() < 2 * self.residual.bound + 4 / self.inv_std).nonzero()[:, 0]  # elsewhere the residual cannot matter
+        canonical, frame = canonical[near], frame[near]
+        distance[near] = self._grid_sdf(canonical + self.residual_at(canonical, frame))
+        return distance
+
+    def _grid_sdf(self, canonical: Tensor) -> Tensor:
+        inside = canonical.clamp(-1, 1)
+        return hash_encoding.encode((inside + 1) * 0.5, self.grid, self.grid_spec)[:, 0]
 
     def at(self, space: LiveSpace, x: Tensor, frame: Tensor, vertex: Tensor, directions: Tensor, rotations: Tensor, translations: Tensor) -> LiveSamples:
         """Distance, gradient and colour at live points, differentiable in residual, colour and motion.

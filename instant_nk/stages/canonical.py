@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from instant_nk import layout, log
-from instant_nk.errors import NumericalError
+from instant_nk.errors import DataError, NumericalError
 from instant_nk.fitting import meshing
 from instant_nk.fitting.rays import PixelSource
-from instant_nk.fitting.surface_fit import Surface, SurfaceFit, SurfaceFitConfig
+from instant_nk.fitting.surface_fit import GivenSurface, Interruptible, Surface, SurfaceFit, SurfaceFitConfig
+from instant_nk.geometry import surface as surfaces
 from instant_nk.io import artifact, checkpoint
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import mesh as mesh_io
@@ -21,21 +23,29 @@ from instant_nk.layout import Job
 logger = logging.getLogger(__name__)
 
 
+CHECKPOINT_EVERY = 200  # steps after which a killed job can resume
+LONGEST_EDGE = 0.05  # scene units, of a given mesh: about one and a half cells of the live grid
+
+
 def run(job: Job) -> None:
-    """Fit, extract, save `field.npz`, `mesh.npz`, `mesh.ply` and `metrics.json`."""
+    """Fit, extract, save `field.npz`, `mesh.npz` and `metrics.json`."""
     measure = log.measure()
     config, dataset = job.config.canonical, dataset_io.load(job.paths.manifest)
     frame = dataset.canonical_frame
     source = PixelSource(dataset, [frame], job.device)
     logger.info("canonical %s", log.fields(frame=frame, cameras=len(dataset.cameras), pixels=len(source)))
-    hull = dataset.hull(frame)
-    surface = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical").run()
-    mesh = extract(surface, config.isosurface_resolution, config.keep_components, config.target_faces)
     header = artifact.make_header(
         "mesh", mesh_io.MESH_FORMAT, "canonical", layout.stage_config(job.config, "canonical"), {"dataset": artifact.file_hash(job.paths.manifest)}
     )
+    partial = job.paths.canonical_field.with_suffix(".partial.npz")
+    given = given_mesh(config.mesh, dataset) if config.mesh else None
+    hull = solid(given, dataset.hull(frame).shape[0]) if given else dataset.hull(frame)
+    fit = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical", oriented_points(given, job.device) if given else None)
+    surface = fit.run(Interruptible(partial, CHECKPOINT_EVERY, header))
+    mesh = coloured(given, surface) if given else extract(surface, config.isosurface_resolution, config.keep_components, config.target_faces)
     save_field(job.paths.canonical_field, surface, header)
     mesh_io.save(job.paths.canonical_mesh, mesh, header)
+    partial.unlink(missing_ok=True)
     artifact.save_json(
         job.paths.canonical / "metrics.json",
         {
@@ -48,6 +58,76 @@ def run(job: Job) -> None:
             "history": surface.history,
         },
     )
+
+
+def given_mesh(path: str, dataset: dataset_io.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices f32 [V, 3] in scene space and faces i32 [T, 3] of the mesh the user names, welded and facing outwards.
+
+    Raises:
+        DataError: no such file, no faces, or it lies outside the capture's box.
+    """
+    import trimesh
+
+    if not Path(path).is_file():
+        raise DataError(f"canonical.mesh: {path}: no such file. Give a .ply or .obj in world coordinates.")
+    mesh = trimesh.load(path, process=False, force="mesh")
+    if not len(getattr(mesh, "faces", ())):
+        raise DataError(f"canonical.mesh: {path}: wanted a triangle mesh, found no faces.")
+    vertices, faces, _ = surfaces.weld(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces))
+    scene = (vertices @ dataset.scene_from_world[:3, :3].T + dataset.scene_from_world[:3, 3]).astype(np.float32)
+    outside = float((np.abs(scene) > 1).any(1).mean())
+    if outside > 0.02:
+        low, high = vertices.min(0), vertices.max(0)
+        raise DataError(
+            f"canonical.mesh: {path}: {100 * outside:.0f} % of its vertices lie outside the capture's box "
+            f"{dataset.box.round(4).tolist()}; the mesh spans {low.round(4).tolist()}..{high.round(4).tolist()}. It must be in the capture's world coordinates, at frame {dataset.canonical_frame}."
+        )
+    corner = scene[faces].astype(np.float64)
+    if np.einsum("td,td->", corner[:, 0], np.cross(corner[:, 1], corner[:, 2])) < 0:
+        logger.warning("canonical.mesh: %s faces inwards; its faces are turned round", path)
+        faces = faces[:, ::-1]
+    count = len(scene)
+    scene, faces, _ = surfaces.refine(scene, faces, LONGEST_EDGE)
+    if len(scene) > count:
+        logger.info(
+            "canonical.mesh: edges longer than %g of the box's half are split, %d -> %d vertices, so that the mesh can bend", LONGEST_EDGE, count, len(scene)
+        )
+    return scene.astype(np.float32), np.ascontiguousarray(faces, np.int32)
+
+
+def solid(given: tuple[np.ndarray, np.ndarray], resolution: int) -> np.ndarray:
+    """Voxels inside or on a mesh, bool [R, R, R]: what the outside cannot reach."""
+    from scipy.ndimage import label
+
+    points, _ = _spread(given, 40 * resolution**2)
+    cell = np.clip(((points + 1) * resolution / 2).astype(int), 0, resolution - 1)
+    shell = np.zeros((resolution + 2,) * 3, bool)
+    shell[tuple(cell.T + 1)] = True
+    regions, _ = label(~shell)
+    return (regions != regions[0, 0, 0])[1:-1, 1:-1, 1:-1]
+
+
+def _spread(given: tuple[np.ndarray, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points [N, 3] spread evenly over a mesh, and the face of each [N]."""
+    vertices, faces = given
+    face, weights = surfaces.sample(vertices, faces, count)
+    return (vertices[faces[face]] * weights[..., None]).sum(1), face
+
+
+def oriented_points(given: tuple[np.ndarray, np.ndarray], device: str, count: int = 200_000) -> GivenSurface:
+    """Points spread over a mesh with their faces' normals."""
+    points, face = _spread(given, count)
+    normals = surfaces.face_normals(*given)[face]
+    return GivenSurface(torch.from_numpy(points).float().to(device), torch.from_numpy(normals).float().to(device))
+
+
+def coloured(given: tuple[np.ndarray, np.ndarray], surface: Surface) -> mesh_io.Mesh:
+    """The given mesh itself, with the fitted field's colours."""
+    vertices, faces = given
+    normals = surfaces.vertex_normals(vertices, faces).astype(np.float32)
+    device = surface.occupied.device
+    colours = colour_at(surface, torch.from_numpy(vertices).to(device), torch.from_numpy(normals).to(device))
+    return mesh_io.Mesh(vertices, faces, normals, colours.cpu().numpy())
 
 
 def fit_config(job: Job) -> SurfaceFitConfig:
