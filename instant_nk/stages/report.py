@@ -68,8 +68,7 @@ def render_heldout(folder: Path, results: Results, neural: Renders, drawn: MeshR
     for done, (frame, c) in enumerate(wanted, 1):
         size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
         picture = pictures.to_rgba(pictures.layers_of(neural.render(rig.c2w[c], rig.K[c], size, frame)))
-        target = folder / "renders" / str(frame) / rig.names[c]
-        with artifact.atomic(target) as aside:
+        with artifact.atomic(folder / "renders" / str(frame) / _inside(rig.names[c])) as aside:
             aside.write_bytes(pictures.png_bytes(picture))
         view: dict[str, Any] = {"frame": frame, "camera": rig.names[c]}
         true_picture = results.dataset.heldout_image(c, frame)
@@ -82,6 +81,11 @@ def render_heldout(folder: Path, results: Results, neural: Renders, drawn: MeshR
     return views
 
 
+def _inside(name: str) -> Path:
+    """A camera's file name as a path that stays below the folder it is put in."""
+    return Path(*[part for part in Path(name).parts if part not in ("..", "/")])
+
+
 def render_path(job: Job, results: Results, neural: Renders) -> dict[str, Path]:
     """Write `rgb.mp4` and `depth.mp4` along a camera path around the subject, the clip playing to and fro.
 
@@ -91,20 +95,21 @@ def render_path(job: Job, results: Results, neural: Renders) -> dict[str, Path]:
     config, animation = job.config.report, results.animation
     points = animation.vertices.reshape(-1, 3).astype(np.float64)
     low, high = points.min(0), points.max(0)
+    points = points[:: max(1, len(points) // 20000)]
     poses = camera_path.orbit(results.dataset.cameras.c2w, (low + high) / 2, config.path_frames)
     size = _video_size(results.dataset)
-    K = camera_path.framing(points[:: max(1, len(points) // 20000)], poses, size)
-    order = camera_path.frame_order(len(animation.frames), config.path_frames)
-    rendered = []
+    K = camera_path.framing(points, poses, size)
+    near, far = np.percentile([(points - pose[:3, 3]) @ pose[:3, 2] for pose in poses], (1, 99))
+    colours, depths = [], []
     progress = log.Progress("report video", len(poses), logger)
-    for done, (pose, row) in enumerate(zip(poses, order), 1):
-        rendered.append(pictures.layers_of(neural.render(pose, K, size, int(animation.frames[row]))))
+    for done, (pose, row) in enumerate(zip(poses, camera_path.frame_order(len(animation.frames), len(poses))), 1):
+        layers = pictures.layers_of(neural.render(pose, K, size, int(animation.frames[row])))
+        colours.append(pictures.flat(pictures.to_rgba(layers)))
+        depths.append(pictures.depth_picture(layers, near, far))
         progress.update(done)
-    ranges = [r for r in map(pictures.depth_range, rendered) if r is not None]
-    near, far = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (0.0, 1.0)
     films = {"rgb": job.paths.report / "rgb.mp4", "depth": job.paths.report / "depth.mp4"}
-    write_video(films["rgb"], (pictures.flat(pictures.to_rgba(layers)) for layers in rendered), config.fps)
-    write_video(films["depth"], (pictures.depth_picture(layers, near, far) for layers in rendered), config.fps)
+    write_video(films["rgb"], colours, config.fps)
+    write_video(films["depth"], depths, config.fps)
     return films
 
 

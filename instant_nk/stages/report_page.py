@@ -41,7 +41,7 @@ def build(
     body = hero(job, results, films)
     body += page.cards(summary)
     if doubtful:
-        body += page.notice(f"Registration is doubtful at frame{'s' if len(doubtful) > 1 else ''} {', '.join(map(str, doubtful))}; they are marked below.")
+        body += page.notice(f"Registration calls these frames doubtful, and they are marked below: {', '.join(map(str, doubtful))}.")
     if summary.get("chamfer_pct") is None:
         body += "<p>This capture has no ground truth: surface and tracking errors are unknown.</p>"
     body += page.section("Input and rendering", page.comparison(comparison(results, neural, drawn, doubtful)), _heldout_note(results))

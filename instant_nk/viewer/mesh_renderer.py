@@ -24,6 +24,15 @@ class MeshRenderer:
         self.row = {int(frame): i for i, frame in enumerate(animation.frames)}
         self.faces = torch.from_numpy(animation.faces).long().to(device)
         self.colours = torch.from_numpy(animation.colours).to(device)
+        self.kept: tuple[int, torch.Tensor, torch.Tensor] | None = None
+
+    def _frame(self, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vertices and vertex normals [V, 3] of a frame; the last one is kept, because many cameras look at it."""
+        if self.kept is None or self.kept[0] != frame:
+            vertices = self.animation.vertices[self.row[frame]]
+            normals = torch.from_numpy(surface.vertex_normals(vertices, self.animation.faces)).float()
+            self.kept = (frame, torch.from_numpy(vertices).to(self.device), normals.to(self.device))
+        return self.kept[1], self.kept[2]
 
     def render(self, c2w: np.ndarray, K: np.ndarray, size: tuple[int, int], frame: int) -> dict[str, np.ndarray]:
         """What a camera sees at a frame.
@@ -39,11 +48,10 @@ class MeshRenderer:
             where nothing is seen, f32 [H, W]; normal: unit, world space, f32 [H, W, 3].
         """
         n, (width, height) = self.supersample, size
-        vertices = self.animation.vertices[self.row[frame]]
-        normals = torch.from_numpy(surface.vertex_normals(vertices, self.animation.faces)).float().to(self.device)
+        vertices, normals = self._frame(frame)
         w2c = torch.from_numpy(np.linalg.inv(np.asarray(c2w, np.float64)))
         scaled = torch.from_numpy(np.diag([n, n, 1.0]) @ np.asarray(K, np.float64))
-        raster = rasterize.rasterize(torch.from_numpy(vertices).to(self.device), self.faces, w2c, scaled, (width * n, height * n))
+        raster = rasterize.rasterize(vertices, self.faces, w2c, scaled, (width * n, height * n))
         seen = (raster.face_index >= 0).float()[..., None]
         layers = torch.cat([rasterize.interpolate(raster, self.faces, torch.cat([self.colours, normals], 1)), raster.depth[..., None], seen], -1)
         layers = layers.reshape(height, n, width, n, 8).mean((1, 3))
@@ -57,6 +65,5 @@ class MeshRenderer:
         first = stride // 2
         rows, columns = len(range(first, size[1], stride)), len(range(first, size[0], stride))
         K = np.array([[1 / stride, 0, 0.5 - (first + 0.5) / stride], [0, 1 / stride, 0.5 - (first + 0.5) / stride], [0, 0, 1]]) @ K
-        vertices = torch.from_numpy(self.animation.vertices[self.row[frame]]).to(self.device)
-        raster = rasterize.rasterize(vertices, self.faces, torch.from_numpy(np.linalg.inv(c2w)), torch.from_numpy(K), (columns, rows))
+        raster = rasterize.rasterize(self._frame(frame)[0], self.faces, torch.from_numpy(np.linalg.inv(c2w)), torch.from_numpy(K), (columns, rows))
         return (raster.face_index >= 0).cpu().numpy()

@@ -74,11 +74,11 @@ def picture(image: np.ndarray, caption: str) -> str:
 
 
 def film(data: bytes, caption: str, *, identity: str = "", still: np.ndarray | None = None, playing: bool = True) -> str:
-    """A figure with an mp4 inside the page."""
+    """A figure with an mp4 inside the page; one that does not play by itself is moved by something else on the page."""
     poster = f" poster='{pictures.data_uri(pictures.png_bytes(still), 'image/png')}'" if still is not None else ""
-    how = "autoplay loop" if playing else ""
+    how = "autoplay loop controls" if playing else ""
     return (
-        f"<figure><video {f'id={identity}' if identity else ''} muted playsinline controls {how}{poster} src='{pictures.data_uri(data, 'video/mp4')}'></video>"
+        f"<figure><video {f'id={identity}' if identity else ''} muted playsinline {how}{poster} src='{pictures.data_uri(data, 'video/mp4')}'></video>"
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 

@@ -127,7 +127,7 @@ def test_the_page_is_self_contained_and_marks_doubtful_frames(job):
     assert not re.search(r"""(src|href|url|srcset|poster)\s*[=(]\s*['"]?\s*(https?:)?//""", page)
     assert not re.search(r"https?://|\bfetch\(|XMLHttpRequest|\bimport\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
     assert page.count("data:video/mp4;base64,") == 3 and page.count("data:image/png;base64,") >= 17
-    assert "Registration is doubtful at frame 2;" in page and page.count("class='doubt'") >= 8 and "frame 2, cam_000.png – doubtful" in page
+    assert "doubtful, and they are marked below: 2." in page and page.count("class='doubt'") >= 8 and "frame 2, cam_000.png – doubtful" in page
     for wanted in (
         "SDF residual",
         "cycle error",
@@ -183,13 +183,14 @@ def test_without_truth_and_held_out_cameras_the_rest_is_reported(tmp_path):
 
 def test_a_held_out_camera_without_picture_is_rendered_and_not_scored(tmp_path):
     job = write_run(tmp_path)
-    change_manifest(job, heldout_images={"0": ["missing"], "1": [None], "2": [None], "3": [None]})
+    heldout = json.loads(job.paths.manifest.read_text())["heldout"] | {"names": ["../../side/cam_000.png"]}
+    change_manifest(job, heldout=heldout, heldout_images={"0": ["missing"], "1": [None], "2": [None], "3": [None]})
     results = report_results.load(job)
     one = dataclasses.replace(results, animation=report_page.thinned(results.animation, 4))
     one.animation.frames[:] = 1
     drawn = MeshRenderer(one.animation)
-    assert report.render_heldout(job.paths.report, one, drawn, drawn) == [{"frame": 1, "camera": "cam_000.png"}]
-    assert (job.paths.report / "renders" / "1" / "cam_000.png").is_file()
+    assert report.render_heldout(job.paths.report, one, drawn, drawn) == [{"frame": 1, "camera": "../../side/cam_000.png"}]
+    assert (job.paths.report / "renders" / "1" / "side" / "cam_000.png").is_file()  # below the report, whatever the camera is called
 
 
 def test_chromium_shows_the_subject_in_the_page(job, photograph):
