@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from instant_nk.kernels import _backend, blend_skinning, hash_encoding, volume_rendering
+from instant_nk.kernels import _backend, blend_skinning, hash_encoding, ray_sampling, volume_rendering
 from tests import tolerances
 
 
@@ -126,6 +126,23 @@ def volume_rendering_cases(samples: int, rays: int, channels: int = 3) -> dict[s
         "accumulate": Case(volume_rendering.accumulate, {"weights": weights, "values": values}, ("weights", "values"), packed),
         "opacity": Case(volume_rendering.accumulate, {"weights": weights}, ("weights",), packed | {"values": None}),
     }
+
+
+def marching(rays: int, device: str, backend_name: str) -> tuple[set, set, int]:
+    """Samples (ray, eighth of a step) found by a backend, those of the reference, and how many may differ: midpoints on cell borders."""
+    generator = torch.Generator().manual_seed(rays)
+    origins = 2.5 * torch.nn.functional.normalize(torch.randn(rays, 3, generator=generator), dim=1)
+    directions = torch.nn.functional.normalize(0.6 * torch.randn(rays, 3, generator=generator) - origins, dim=1)
+    occupancy = torch.rand(2, 13, 13, 13, generator=generator) < 0.3
+    step, near = 0.07, 0.1
+    others = torch.rand(rays, generator=generator), near, torch.randint(0, 2, (rays,), generator=generator)
+    truth = ray_sampling.reference.march(origins, directions, occupancy, step, *others)
+    placed = [t.to(device) if isinstance(t, Tensor) else t for t in (origins, directions, occupancy, step, *others)]
+    with backend(backend_name), poisoned():
+        found = ray_sampling.march(*placed)
+    sets = [{(ray, round(8 * t / step)) for ray, t in zip(rows.tolist(), t.tolist(), strict=True)} for rows, t, _ in (found, truth)]
+    assert all(bool((rows.diff() >= 0).all()) for rows, _, _ in (found, truth)), "samples must be ray after ray"
+    return *sets, int(tolerances.BORDER_CELLS * len(sets[1]))
 
 
 def skinning_inputs(points: int, nodes: int = 40, knn: int = 4, frames: int = 3) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 
 from instant_nk.kernels import ray_sampling
 from instant_nk.kernels.ray_sampling import reference
-from tests import tolerances
+from tests import parity, tolerances
 
 STEP = 0.07
 
@@ -84,13 +84,8 @@ def test_marching_finds_what_a_loop_over_all_steps_finds(march):
 
 @pytest.mark.parametrize("rays", [0, 1, 63, 3000])
 def test_the_cpu_backend_agrees_with_the_reference(rays):
-    origins, directions, occupancy, jitter = scene(rays, grids=2)
-    which = torch.randint(0, 2, (rays,))
-    found = ray_sampling.march(origins, directions, occupancy, STEP, jitter, 0.1, which)
-    truth = reference.march(origins, directions, occupancy, STEP, jitter, 0.1, which)
-    assert found[0].dtype == torch.int64 and found[1].dtype == torch.float32
-    a, b = ({(r, round(t / STEP * 8)) for r, t in zip(rows.tolist(), t.tolist(), strict=True)} for rows, t, _ in (found, truth))
-    assert len(a ^ b) <= tolerances.BORDER_CELLS * len(b)
+    found, truth, border = parity.marching(rays, "cpu", "auto")
+    assert len(found ^ truth) <= border
 
 
 def test_an_empty_grid_gives_no_samples():

@@ -1,0 +1,254 @@
+"""Variants of the hash encoding's kernels that were tried; docs/kernels.md says what was predicted and what was measured.
+
+Each experiment answers one question: how many lanes should share a point, is a two-float atomic worth its assembly, do runs of
+samples in one cell pay for being summed in registers first, does sorting help, what do the levels cost one by one, and which
+block shape is best. `scatter` and `gather` here are bare loops over the table, without the production kernels' extras.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+
+from instant_nk.kernels import hash_encoding
+from instant_nk.kernels.hash_encoding import triton as production
+
+N = 1 << 20
+
+
+@triton.jit
+def _corner_row(dense, j0, k1, k2, k3, m1, m2, m3, corner: tl.constexpr, DIMS: tl.constexpr):
+    row = production._join(dense, j0, production._join(dense, k1 + m1 * (corner & 1), k2 + m2 * ((corner >> 1) & 1)))
+    if DIMS == 4:
+        row = production._join(dense, row, k3 + m3 * (corner >> 2))
+    return row
+
+
+@triton.jit
+def _corner_weight(f1, f2, f3, corner: tl.constexpr, DIMS: tl.constexpr):
+    w = production._side(corner & 1, f1) * production._side((corner >> 1) & 1, f2)
+    if DIMS == 4:
+        w = w * production._side(corner >> 2, f3)
+    return w
+
+
+@triton.jit
+def _cells(x, n, live, entry, DIMS: tl.constexpr):
+    c0, c1, c2 = tl.load(entry).to(tl.float32), tl.load(entry + 1).to(tl.float32), tl.load(entry + 2).to(tl.float32)
+    m1, m2 = tl.load(entry + DIMS + 1).to(tl.uint32), tl.load(entry + DIMS + 2).to(tl.uint32)
+    j0, f0 = production._cell(x, n, live, 0, c0, DIMS)
+    j1, f1 = production._cell(x, n, live, 1, c1, DIMS)
+    j2, f2 = production._cell(x, n, live, 2, c2, DIMS)
+    m3, k3, f3 = m1, j1, f1
+    if DIMS == 4:
+        c3, m3 = tl.load(entry + 3).to(tl.float32), tl.load(entry + DIMS + 3).to(tl.uint32)
+        j3, f3 = production._cell(x, n, live, 3, c3, DIMS)
+        k3 = j3 * m3
+    return j0, j1 * m1, j2 * m2, k3, m1, m2, m3, f0, f1, f2, f3
+
+
+@triton.jit
+def _scatter_kernel(
+    x, layout, grad, out, n_points, DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, MODE: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr
+):
+    """MODE: one = one lane a point; four = four lanes (side, channel), scalar atomics; store = plain stores; none = no memory; half = half2 atomics."""
+    lane = tl.arange(0, SIZE)
+    LANES: tl.constexpr = 1 if MODE == "one" else 4 if MODE == "four" else 2
+    n = tl.program_id(0).to(tl.int64) * (SIZE // LANES) + lane // LANES
+    live = n < n_points
+    for i in range(LEVELS):
+        level = tl.program_id(1) * LEVELS + i
+        entry = layout + level * (2 * DIMS + 2)
+        offset, dense = tl.load(entry + 2 * DIMS), tl.load(entry + 2 * DIMS + 1) != 0
+        j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
+        ga, gb = production._load_pair(grad, n * WIDTH + level * 2, live, live, True)
+        for corner in tl.static_range(1 << (DIMS - 1)):
+            w = _corner_weight(f1, f2, f3, corner, DIMS)
+            if MODE == "one":
+                for side in tl.static_range(2):
+                    row = _corner_row(dense, j0 + side, k1, k2, k3, m1, m2, m3, corner, DIMS)
+                    v = w * production._side(side, f0)
+                    production._add_pair(out, ((row & MASK).to(tl.int32) + offset) * 2, v * ga, v * gb, live, live, True)
+            elif MODE == "four":
+                side = (lane >> 1) & 1
+                row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
+                v = w * tl.where(side == 0, 1.0 - f0, f0) * tl.where((lane & 1) == 0, ga, gb)
+                tl.atomic_add(out + ((row & MASK).to(tl.int32) + offset) * 2 + (lane & 1), v, mask=live, sem="relaxed")
+            else:
+                side = lane & 1
+                row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
+                v = w * tl.where(side == 0, 1.0 - f0, f0)
+                index = ((row & MASK).to(tl.int32) + offset) * 2
+                if MODE == "pair":
+                    production._add_pair(out, index, v * ga, v * gb, live, live, True)
+                elif MODE == "scalar":
+                    production._add_pair(out, index, v * ga, v * gb, live, live, False)
+                elif MODE == "half":
+                    a = (v * ga).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+                    b = (v * gb).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) << 16
+                    tl.inline_asm_elementwise(
+                        "{.reg .pred p; setp.ne.b32 p, $3, 0; @p red.relaxed.gpu.global.add.noftz.f16x2 [$1], $2; mov.u32 $0, 0;}",
+                        "=r,l,r,r",
+                        [(out + index).to(tl.int64), a | b, live.to(tl.int32)],
+                        dtype=tl.int32,
+                        is_pure=False,
+                        pack=1,
+                    )
+                elif MODE == "store":
+                    bits = (v * ga).to(tl.int32, bitcast=True).to(tl.int64) << 32
+                    tl.store((out + index).to(tl.pointer_type(tl.int64)), bits | (v * gb).to(tl.int32, bitcast=True).to(tl.int64), mask=live)
+                else:
+                    tl.store(out + index, v * ga * gb, mask=live & (v * ga == 12345.678))
+
+
+@triton.jit
+def _runs_kernel(
+    x, layout, grad, out, n_points, DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, RUN: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr
+):
+    """Two lanes serve RUN consecutive points; additions to one row in a row are summed in registers first."""
+    lane = tl.arange(0, SIZE)
+    first = (tl.program_id(0).to(tl.int64) * (SIZE // 2) + (lane >> 1)) * RUN
+    side = lane & 1
+    CORNERS: tl.constexpr = 1 << (DIMS - 1)
+    for i in range(LEVELS):
+        level = tl.program_id(1) * LEVELS + i
+        entry = layout + level * (2 * DIMS + 2)
+        offset, dense = tl.load(entry + 2 * DIMS), tl.load(entry + 2 * DIMS + 1) != 0
+        for corner in tl.static_range(CORNERS):
+            held = tl.full([SIZE], -1, tl.int32)
+            a, b = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
+            for r in tl.static_range(RUN):
+                n = first + r
+                live = n < n_points
+                j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
+                ga, gb = production._load_pair(grad, n * WIDTH + level * 2, live, live, True)
+                row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
+                index = (row & MASK).to(tl.int32) + offset
+                v = tl.where(live, _corner_weight(f1, f2, f3, corner, DIMS) * tl.where(side == 0, 1.0 - f0, f0), 0.0)
+                leave = index != held
+                production._add_pair(out, held * 2, a, b, leave & (held >= 0), leave, True)
+                a, b = tl.where(leave, 0.0, a) + v * ga, tl.where(leave, 0.0, b) + v * gb
+                held = index
+            production._add_pair(out, held * 2, a, b, held >= 0, held >= 0, True)
+
+
+@triton.jit
+def _gather_kernel(
+    x, table, layout, out, n_points, DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr
+):
+    """One or two lanes a point; the result is stored by channel, without regard for who stores it."""
+    lane = tl.arange(0, SIZE)
+    n = tl.program_id(0).to(tl.int64) * (SIZE // LANES) + lane // LANES
+    live = n < n_points
+    for i in range(LEVELS):
+        level = tl.program_id(1) * LEVELS + i
+        entry = layout + level * (2 * DIMS + 2)
+        offset, dense = tl.load(entry + 2 * DIMS), tl.load(entry + 2 * DIMS + 1) != 0
+        j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
+        ua, ub = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
+        for corner in tl.static_range(1 << (DIMS - 1)):
+            w = _corner_weight(f1, f2, f3, corner, DIMS)
+            for s in tl.static_range(2 // LANES):
+                side = (lane & 1) if LANES == 2 else s
+                row = _corner_row(dense, j0 + side, k1, k2, k3, m1, m2, m3, corner, DIMS)
+                v = w * tl.where(side == 0, 1.0 - f0, f0)
+                va, vb = production._load_pair(table, ((row & MASK).to(tl.int32) + offset) * 2, live, live, True)
+                ua += v * va
+                ub += v * vb
+        if LANES == 2:
+            tl.store(out + n * WIDTH + level * 2 + (lane & 1), ua + ub, mask=live)
+        else:
+            tl.store(out + n * WIDTH + level * 2, ua, mask=live)
+            tl.store(out + n * WIDTH + level * 2 + 1, ub, mask=live)
+
+
+def _arguments(spec: hash_encoding.HashSpec) -> dict[str, int]:
+    return {"DIMS": spec.dims, "WIDTH": spec.width, "MASK": (1 << spec.log2_table_size) - 1}
+
+
+def scatter(x, grad, spec, mode: str, size: int = 256, levels: int = 4, warps: int = 4, out=None):
+    lanes = {"one": 1, "four": 4}.get(mode, 2)
+    out = torch.zeros(spec.table_rows, 2, device=x.device, dtype=torch.float16 if mode == "half" else torch.float32) if out is None else out
+    grid = triton.cdiv(len(x), size // lanes), triton.cdiv(spec.levels, levels)
+    _scatter_kernel[grid](
+        x, production._layout(spec, x.device), grad, out, len(x), **_arguments(spec), MODE=mode, SIZE=size, LEVELS=min(levels, spec.levels), num_warps=warps
+    )
+    return out
+
+
+def runs(x, grad, spec, run: int, size: int = 256, levels: int = 4, warps: int = 4):
+    out = torch.zeros(spec.table_rows, 2, device=x.device)
+    grid = triton.cdiv(len(x), size // 2 * run), triton.cdiv(spec.levels, levels)
+    _runs_kernel[grid](
+        x, production._layout(spec, x.device), grad, out, len(x), **_arguments(spec), RUN=run, SIZE=size, LEVELS=min(levels, spec.levels), num_warps=warps
+    )
+    return out
+
+
+def gather(x, table, spec, lanes: int, size: int = 256, levels: int = 4, warps: int = 4):
+    out = torch.empty(len(x), spec.width, device=x.device)
+    grid = triton.cdiv(len(x), size // lanes), triton.cdiv(spec.levels, levels)
+    _gather_kernel[grid](
+        x, table, production._layout(spec, x.device), out, len(x), **_arguments(spec), LANES=lanes, SIZE=size, LEVELS=min(levels, spec.levels), num_warps=warps
+    )
+    return out
+
+
+def morton_order(x: torch.Tensor, bits: int = 9) -> torch.Tensor:
+    """Points in the order of a space-filling curve over their first three coordinates."""
+    code = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    cell = (x[:, :3] * (1 << bits)).long().clamp(0, (1 << bits) - 1)
+    for bit, axis in itertools.product(range(bits), range(3)):
+        code |= ((cell[:, axis] >> bit) & 1) << (3 * bit + axis)
+    return code.int().argsort()
+
+
+def main(table) -> None:
+    """Time every experiment and append it to the results."""
+    from benchmarks.kernels import POINTS, isotropic
+
+    for dims in (3, 4):
+        spec = isotropic(dims)
+        for kind, points in POINTS.items():
+            experiment(table, spec, points(N, dims, "cuda"), f"2^20 {dims}-D {kind}")
+
+
+def experiment(table, spec: hash_encoding.HashSpec, x: torch.Tensor, shape: str) -> None:
+    """All variants on one set of points; those that should agree with the production kernel are checked first."""
+    weights = torch.rand(spec.table_rows, 2, device="cuda") - 0.5
+    grad = torch.randn(N, spec.width, device="cuda")
+    truth = production.table_grad(x, spec, spec.levels, grad, None)
+
+    def add(name: str, variant: str, call, exact: bool = False) -> None:
+        if exact:
+            error = float((call() - truth).norm() / truth.norm())
+            assert error < 1e-4, f"{name} {variant}: relative error {error:.1e}"
+        table.add(name, variant, shape, "float32", N, call)
+
+    for mode in ("pair", "scalar", "one", "four", "half", "store", "none"):
+        add("scatter", mode, partial(scatter, x, grad, spec, mode), exact=mode in ("pair", "scalar", "one", "four"))
+    for run in (2, 4, 8):
+        add("scatter runs", str(run), partial(runs, x, grad, spec, run), exact=True)
+    for shape_of in ((1, 256, 4), (2, 256, 4), (8, 256, 4), (16, 256, 4), (4, 128, 4), (4, 512, 4), (4, 512, 8), (4, 64, 2), (4, 1024, 8)):
+        levels, size, warps = shape_of
+        label = f"L{levels} S{size} W{warps}"
+        add("scatter pair", label, partial(scatter, x, grad, spec, "pair", size, levels, warps))
+        add("gather 2 lanes", label, partial(gather, x, weights, spec, 2, size, levels, warps))
+    add("gather 2 lanes", "L4 S256 W4", partial(gather, x, weights, spec, 2))
+    add("gather 1 lane", "L4 S256 W4", partial(gather, x, weights, spec, 1))
+    add("morton order", "sort", partial(morton_order, x))
+    sorted_x = x[morton_order(x)].contiguous()
+    add("scatter sorted", "pair", partial(scatter, sorted_x, grad, spec, "pair"))
+    add("scatter sorted", "runs 4", partial(runs, sorted_x, grad, spec, 4))
+    add("gather sorted", "2 lanes", partial(gather, sorted_x, weights, spec, 2))
+    add("zero the table", "torch.zeros", partial(torch.zeros, spec.table_rows, 2, device="cuda"))
+    for level in range(0, spec.levels, 3):
+        single = hash_encoding.HashSpec(spec.dims, 2, 19, (spec.resolutions[level],))
+        name, out, thin = f"one level of {spec.resolutions[level][0]}", torch.zeros(single.table_rows, 2, device="cuda"), grad[:, :2].contiguous()
+        add(name, "scatter pair", partial(scatter, x, thin, single, "pair", levels=1, out=out))
+        add(name, "scatter runs 4", partial(runs, x, thin, single, 4, levels=1))
+        add(name, "gather", partial(gather, x, weights, single, 2, levels=1))

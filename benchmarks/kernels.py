@@ -1,0 +1,301 @@
+"""Time the kernels beside tiny-cuda-nn, the torch reference and the compiled reference: parity first, and no time on failure.
+
+    python -m benchmarks.kernels                      # the table of docs/kernels.md on this machine
+    python -m benchmarks.kernels --only hash --sizes 20
+    python -m benchmarks.kernels --variants           # what was tried for the hash encoding, too
+
+Rows are appended to benchmarks/results.csv: operation, backend, shape, dtype, milliseconds (20th, 50th, 80th percentile),
+peak MiB above the inputs, bytes per item, GPU, torch, commit, date. On the CPU the sizes are small and wall time is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import importlib.util
+import math
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instant_nk.kernels import blend_skinning, hash_encoding, ray_sampling, volume_rendering
+from instant_nk.kernels.hash_encoding import reference as hash_reference
+from tests import parity
+
+RESULTS = Path(__file__).parent / "results.csv"
+COLUMNS = "operation backend shape dtype ms_p20 ms_p50 ms_p80 peak_mib bytes_per_item device torch commit date".split()
+REPEATS = 30
+
+
+class Table:
+    """Rows measured so far: printed as they come, appended to the CSV."""
+
+    def __init__(self, device: str, path: Path):
+        self.device, self.path = device, path
+        self.name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        self.commit = commit.stdout.strip() or "unknown"
+
+    def add(self, operation: str, backend: str, shape: str, dtype: str, items: int, call: Callable[[], Any]) -> float:
+        """Measure `call` and record it; returns the median in ms. Out of memory is a row too, without a time."""
+        try:
+            times, peak = measure(call, self.device)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            times, peak = [math.nan] * REPEATS, math.nan
+        quantiles = [sorted(times)[min(len(times) - 1, int(q * len(times)))] for q in (0.2, 0.5, 0.8)]
+        row = [operation, backend, shape, dtype, *(f"{q:.4f}" for q in quantiles), f"{peak:.1f}", f"{peak * 2**20 / max(items, 1):.0f}"]
+        row += [self.name, torch.__version__, self.commit, datetime.date.today().isoformat()]
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([COLUMNS, row] if new else [row])
+        print(
+            f"{operation:34s} {backend:20s} {shape:22s} {dtype:8s} {quantiles[1]:9.4f} ms  [{quantiles[0]:.4f} {quantiles[2]:.4f}]  {row[8]:>6s} B/item",
+            flush=True,
+        )
+        return quantiles[1]
+
+
+def measure(call: Callable[[], Any], device: str) -> tuple[list[float], float]:
+    """Milliseconds of `REPEATS` runs after warm-up, and the peak MiB that one run allocates."""
+    for _ in range(3):
+        call()
+    if device == "cpu":
+        times = []
+        for _ in range(REPEATS // 3):
+            start = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - start))
+        return times, math.nan
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(REPEATS)]
+    for start, end in pairs:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in pairs], peak
+
+
+def check_parity(device: str) -> None:
+    """Every operation against float64, or an AssertionError."""
+    worst: dict[str, float] = {}
+    for size in (0, 1, 63, 3000):
+        cases = {f"{dims}-D {name}": case for dims in (3, 4) for name, case in parity.hash_encoding_cases(size, dims).items()}
+        cases |= parity.volume_rendering_cases(size, size // 20 + 1) | parity.blend_skinning_cases(size)
+        for name, case in cases.items():
+            worst[name] = max(worst.get(name, 0.0), *parity.check(case, device, "auto").values())
+    print("parity with float64, worst relative error:", {name: f"{error:.0e}" for name, error in worst.items()}, flush=True)
+
+
+def uniform_points(count: int, dims: int, device: str) -> Tensor:
+    return torch.rand(count, dims, device=device)
+
+
+def ray_points(count: int, dims: int, device: str, per_ray: int = 64) -> Tensor:
+    """Samples along rays as training sees them: 64 steps of 2 sqrt(3) / 1024 of the box near a surface, random pixels, ray after ray."""
+    rays = -(-count // per_ray)
+    direction = torch.nn.functional.normalize(torch.randn(rays, 1, 3, device=device), dim=-1)
+    centre = 0.5 + 0.3 * torch.nn.functional.normalize(torch.randn(rays, 1, 3, device=device), dim=-1)
+    steps = (torch.arange(per_ray, device=device) - per_ray / 2)[None, :, None] * (math.sqrt(3) / 1024)
+    x = (centre + direction * steps).reshape(-1, 3)[:count].clamp(0, 1)
+    tau = torch.randint(0, 10, (rays, 1), device=device).expand(-1, per_ray).reshape(-1, 1)[:count] / 9
+    return torch.cat([x, tau], 1) if dims == 4 else x
+
+
+POINTS = {"uniform": uniform_points, "rays": ray_points}
+
+
+def isotropic(dims: int) -> hash_encoding.HashSpec:
+    """L=16, F=2, T=2^19, 16 -> 2048 on every axis: what the published numbers use."""
+    spatial = [r[0] for r in hash_encoding.HashSpec.geometric(16, 2, 19, 16, 2048).resolutions]
+    return hash_encoding.HashSpec(dims, 2, 19, tuple((r,) * dims for r in spatial))
+
+
+def backwards(call: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], Any]:
+    """Forward and backward with a fixed cotangent."""
+    cotangent = torch.randn_like(call())
+    return lambda: torch.autograd.grad(call(), inputs, cotangent)
+
+
+def time_hash(table: Table, sizes: list[int], device: str) -> None:
+    for dims in (3, 4):
+        spec = isotropic(dims)
+        for size in sizes:
+            for kind, points in POINTS.items():
+                x = points(1 << size, dims, device)
+                for dtype in (torch.float32, torch.float16) if device == "cuda" else (torch.float32,):
+                    weights = (torch.rand(spec.table_rows, spec.features, device=device) - 0.5).to(dtype)
+                    time_hash_case(table, x, weights, spec, f"2^{size} {dims}-D {kind}")
+        if importlib.util.find_spec("tinycudann") and device == "cuda":
+            time_tcnn(table, dims, sizes)
+
+
+def time_hash_case(table: Table, x: Tensor, weights: Tensor, spec: hash_encoding.HashSpec, shape: str) -> None:
+    backend, dtype = ("triton" if x.is_cuda else "auto"), str(weights.dtype).removeprefix("torch.")
+    free, moving, learned = x, x.clone().requires_grad_(), weights.clone().requires_grad_()
+
+    def twice() -> Any:
+        y = hash_encoding.encode(moving, learned, spec)
+        (slope,) = torch.autograd.grad(y, moving, direction, create_graph=True)
+        return torch.autograd.grad((slope * slope).sum(), [learned, direction])
+
+    direction = torch.randn(len(x), spec.width, device=x.device, requires_grad=True)
+    table.add("hash forward", backend, shape, dtype, len(x), lambda: hash_encoding.encode(free, weights, spec))
+    table.add("hash fwd+bwd table", backend, shape, dtype, len(x), backwards(lambda: hash_encoding.encode(free, learned, spec), [learned]))
+    table.add("hash fwd+bwd table+x", backend, shape, dtype, len(x), backwards(lambda: hash_encoding.encode(moving, learned, spec), [learned, moving]))
+    table.add("hash second order", backend, shape, dtype, len(x), twice)
+    table.add("hash features+jacobian", backend, shape, dtype, len(x), lambda: hash_encoding.encode_with_jacobian(free, weights, spec))
+
+    def jacobian_backward() -> Any:
+        return torch.autograd.grad(hash_encoding.encode_with_jacobian(free, learned, spec), [learned], cotangents)
+
+    cotangents = [torch.randn_like(out) for out in hash_encoding.encode_with_jacobian(free, weights, spec)]
+    table.add("hash jacobian fwd+bwd table", backend, shape, dtype, len(x), jacobian_backward)
+
+
+def time_hash_reference(table: Table, size: int, device: str, compiled: bool) -> None:
+    """The torch reference, eager and compiled, forward and with the table's gradient by autograd through the gathers."""
+    for dims in (3, 4):
+        spec = isotropic(dims)
+        x = uniform_points(1 << size, dims, device)
+        learned = (torch.rand(spec.table_rows, spec.features, device=device) - 0.5).requires_grad_()
+
+        def eager(x: Tensor = x, learned: Tensor = learned, spec: hash_encoding.HashSpec = spec) -> Tensor:
+            return hash_reference.forward(x, learned, spec, spec.levels, False)[0]
+
+        for name, function in ({"reference": eager} | ({"compiled reference": torch.compile(eager)} if compiled else {})).items():
+            shape = f"2^{size} {dims}-D uniform"
+            with torch.no_grad():
+                table.add("hash forward", name, shape, "float32", len(x), function)
+            table.add("hash fwd+bwd table", name, shape, "float32", len(x), backwards(function, [learned]))
+
+
+def time_tcnn(table: Table, dims: int, sizes: list[int]) -> None:
+    import tinycudann
+
+    config = {"otype": "HashGrid", "n_levels": 16, "n_features_per_level": 2, "log2_hashmap_size": 19, "base_resolution": 16}
+    encoding = tinycudann.Encoding(dims, config | {"per_level_scale": (2048 / 16) ** (1 / 15)})
+    weights = [p for p in encoding.parameters() if p.requires_grad]
+    for size in sizes:
+        for kind, points in POINTS.items():
+            x, shape = points(1 << size, dims, "cuda"), f"2^{size} {dims}-D {kind}"
+            moving = x.clone().requires_grad_()
+            with torch.no_grad():
+                table.add("hash forward", "tcnn", shape, "float16", len(x), lambda x=x: encoding(x))
+            table.add("hash fwd+bwd table", "tcnn", shape, "float16", len(x), backwards(lambda x=x: encoding(x), weights))
+            table.add("hash fwd+bwd table+x", "tcnn", shape, "float16", len(x), backwards(lambda x=moving: encoding(x), [*weights, moving]))
+
+
+def time_rays(table: Table, size: int, device: str) -> None:
+    """Marching and compositing: 64 samples a ray on the average, a shell of occupied cells."""
+    rays = (1 << size) // 64
+    axis = (torch.arange(128, device=device) + 0.5) / 64 - 1
+    radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
+    occupancy = (radius > 0.55) & (radius < 0.65)
+    origins = 3 * torch.nn.functional.normalize(torch.randn(rays, 3, device=device), dim=1)
+    directions = torch.nn.functional.normalize(0.3 * torch.randn(rays, 3, device=device) - origins, dim=1)
+    arguments = origins, directions, occupancy, 2 * math.sqrt(3) / 1024, torch.rand(rays, device=device)
+    for backend in backends(device):
+        with parity.backend(backend):
+            ray_indices, t_starts, _ = ray_sampling.march(*arguments)
+            samples = len(ray_indices)
+            shape = f"{rays} rays {samples} samples"
+            alphas = (0.1 * torch.rand(samples, device=device)).requires_grad_()
+            colours = torch.rand(samples, 3, device=device, requires_grad=True)
+
+            def composite(alphas: Tensor = alphas, colours: Tensor = colours, ray_indices: Tensor = ray_indices) -> Any:
+                weights, _ = volume_rendering.render_weights(alphas, ray_indices, rays)
+                colour = volume_rendering.accumulate(weights, colours, ray_indices, rays)
+                return torch.autograd.grad(colour.square().sum() + weights.square().sum(), [alphas, colours])
+
+            table.add("march", backend, shape, "float32", samples, lambda: ray_sampling.march(*arguments))
+            table.add("composite fwd+bwd", backend, shape, "float32", samples, composite)
+
+
+def time_skinning(table: Table, size: int, device: str) -> None:
+    """300 nodes, 6 anchors, 8 frames; points in the order of rays."""
+    points = (2 * ray_points(1 << size, 3, "cpu") - 1).float()
+    inputs = parity.skinning_inputs(1, nodes=300, knn=6, frames=8)
+    nodes = 0.6 * torch.nn.functional.normalize(torch.randn(300, 3), dim=1)
+    anchors = torch.cat([torch.cdist(part, nodes).topk(6, largest=False).indices for part in points.split(1 << 16)])
+    frames = torch.randint(0, 8, (len(points) // 64 + 1, 1)).expand(-1, 64).reshape(-1)[: len(points)]
+    points, anchors, nodes, radii, frames = (t.to(device) for t in (points, anchors, nodes, torch.full((300,), 0.3), frames))
+    motion = inputs["rotations"].to(device).requires_grad_(), inputs["translations"].to(device).requires_grad_()
+    fixed = tuple(t.detach() for t in motion)
+    shape = f"2^{size} points K=6"
+    for backend in backends(device):
+        with parity.backend(backend):
+            live, _ = blend_skinning.blend_with_jacobian(points, anchors, nodes, radii, *fixed, frames)
+            guess = live + 0.01
+            table.add(
+                "blend with jacobian",
+                backend,
+                shape,
+                "float32",
+                len(points),
+                lambda: blend_skinning.blend_with_jacobian(points, anchors, nodes, radii, *fixed, frames),
+            )
+            table.add(
+                "inverse",
+                backend,
+                shape,
+                "float32",
+                len(points),
+                lambda live=live, guess=guess: blend_skinning.inverse(live, guess, anchors, nodes, radii, *fixed, frames),
+            )
+
+            def learn(live: Tensor = live, guess: Tensor = guess) -> Any:
+                canonical, _ = blend_skinning.inverse(live, guess, anchors, nodes, radii, *motion, frames)
+                again, jacobian = blend_skinning.blend_with_jacobian(canonical, anchors, nodes, radii, *motion, frames)
+                return torch.autograd.grad(canonical.square().sum() + again.square().sum() + jacobian.square().sum(), motion)
+
+            table.add("inverse+jacobian fwd+bwd motion", backend, shape, "float32", len(points), learn)
+
+
+def backends(device: str) -> list[str]:
+    return ["triton", "reference"] if device == "cuda" else ["auto", "reference"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sizes", type=int, nargs="+", help="log2 of the number of points; default 18 20 21 on a GPU, 14 on a CPU")
+    parser.add_argument("--only", choices=["hash", "reference", "rays", "skinning"], nargs="+", default=["hash", "reference", "rays", "skinning"])
+    parser.add_argument("--variants", action="store_true", help="time what was tried for the hash encoding (benchmarks/hash_variants.py)")
+    parser.add_argument("--compiled", action="store_true", help="time the compiled reference too; compiling takes minutes")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    device = options.device
+    sizes = options.sizes or ([18, 20, 21] if device == "cuda" else [14])
+    torch.manual_seed(0)
+    check_parity(device)
+    table = Table(device, options.results)
+    middle = 20 if device == "cuda" else 14
+    if "hash" in options.only:
+        time_hash(table, sizes, device)
+    if "rays" in options.only:
+        time_rays(table, middle, device)
+    if "skinning" in options.only:
+        time_skinning(table, middle, device)
+    if "reference" in options.only:
+        time_hash_reference(table, middle, device, options.compiled)
+    if options.variants:
+        from benchmarks import hash_variants
+
+        hash_variants.main(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Kernels on the GPU: parity with the float64 reference, and behaviour that only a device shows. Skipped where there is none."""
+
+import pytest
+import torch
+
+from instant_nk.kernels import _backend, hash_encoding
+from tests import parity, tolerances
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device on this machine", allow_module_level=True)
+if _backend.device_problem(0):
+    pytest.skip(f"Triton cannot run here: {_backend.device_problem(0)}", allow_module_level=True)
+
+SIZES = [0, 1, 63, 5000]
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("points", SIZES)
+@pytest.mark.parametrize(("dims", "features"), [(3, 2), (4, 2), (3, 1), (4, 4), (3, 3)])
+def test_hash_encoding_agrees_with_the_reference(points, dims, features, strided):
+    for case in parity.hash_encoding_cases(points, dims, features).values():
+        parity.check(case, "cuda", "triton", strided)
+
+
+@pytest.mark.parametrize("points", SIZES)
+def test_open_levels_agree_with_the_reference(points):
+    for case in parity.hash_encoding_cases(points, 3, open_levels=3).values():
+        parity.check(case, "cuda", "triton")
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("samples", SIZES)
+def test_volume_rendering_agrees_with_the_reference(samples, strided):
+    for case in parity.volume_rendering_cases(samples, samples // 30 + 1).values():
+        parity.check(case, "cuda", "triton", strided)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("points", SIZES)
+@pytest.mark.parametrize("knn", [1, 4, 6])
+def test_blend_skinning_agrees_with_the_reference(points, knn, strided):
+    for case in parity.blend_skinning_cases(points, knn).values():
+        parity.check(case, "cuda", "triton", strided)
+
+
+@pytest.mark.parametrize("rays", [0, 1, 63, 3000])
+def test_marching_agrees_with_the_reference(rays):
+    found, truth, border = parity.marching(rays, "cuda", "triton")
+    assert len(found ^ truth) <= border
+
+
+def test_a_half_table_loses_no_more_than_its_rounding():
+    spec = parity.hash_spec(3)
+    x, table = parity.points_off_borders(2000, spec).cuda(), torch.randn(spec.table_rows, 2, device="cuda")
+    truth = hash_encoding.encode(x.double().cpu(), table.double().cpu(), spec)
+    half = table.half().requires_grad_()
+    found = hash_encoding.encode(x, half, spec)
+    assert found.dtype == torch.float32
+    assert float((found.cpu() - truth).norm() / truth.norm()) < tolerances.HALF_TABLE
+    (gradient,) = torch.autograd.grad(found.sum(), half)
+    assert gradient.dtype == torch.float16 and bool(gradient.isfinite().all())
+
+
+def test_auto_serves_cuda_tensors_with_triton_and_float64_with_the_reference():
+    assert _backend.choose("hash_encoding", torch.rand(2, device="cuda")) == "triton"
+    assert _backend.choose("hash_encoding", torch.rand(2, device="cuda", dtype=torch.float64)) == "reference"
+
+
+def test_the_reference_serves_the_gpu_too():
+    for case in parity.blend_skinning_cases(63).values():
+        parity.check(case, "cuda", "reference")
