@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import fcntl
 import importlib
 import json
 import logging
@@ -14,7 +15,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,19 +60,45 @@ def restrict(config: schema.Config, stage: str) -> schema.Config:
     return dataclasses.replace(config, **hidden)
 
 
-def has_nvidia_device() -> bool:
-    """Whether this machine shows an NVIDIA device, found without importing torch."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+def count_gpus() -> int:
+    """NVIDIA devices of this machine, counted without importing torch or waking the driver."""
+    return len([path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]) or int(Path("/dev/dxg").exists())
+
+
+def claim_gpu(count: int, folder: Path) -> int:
+    """Index of a GPU that no other job on this machine holds; waits until one is free.
+
+    The claim is a lock on a file, which the operating system releases when this process ends, however it ends.
+    """
+    waiting = False
+    while True:
+        for index in range(count):
+            path = folder / f"instant-nk-gpu-{index}.lock"
+            handle = os.open(path, os.O_RDWR) if path.exists() else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return index  # the handle stays open for the life of the process
+            except BlockingIOError:
+                os.close(handle)
+        if not waiting:
+            logger.info("waiting for one of %d GPUs; `snakemake --resources gpu=%d` starts no more jobs than that", count, count)
+        waiting = True
+        time.sleep(1.0)
 
 
 def resolve_device(wanted: str) -> str:
     """`cpu` or `cuda` for `runtime.device`; torch is asked only where a GPU may be.
 
+    Where no scheduler has chosen the GPU (`CUDA_VISIBLE_DEVICES`), one is claimed for this process alone.
+
     Raises:
         BackendError: cuda was asked for by name and torch cannot use it here.
     """
-    if wanted == "cpu" or (wanted == "auto" and not has_nvidia_device()):
+    count = count_gpus()
+    if wanted == "cpu" or (wanted == "auto" and not count):
         return "cpu"
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(claim_gpu(max(count, 1), Path(tempfile.gettempdir())))  # read when CUDA starts
     import torch
 
     if torch.cuda.is_available():
@@ -138,10 +167,10 @@ def run_stage(stage: str, config: schema.Config, part: str | None = None, thread
     module = importlib.import_module(f"instant_nk.stages.{stage}")
     device = prepare(config.runtime, threads)
     paths = layout.paths_of(config)
-    module.run(layout.Job(restrict(config, stage), paths, device, part))
     if stage in layout.STAGES:
         used = {"stage": stage, "stage_version": layout.STAGE_VERSION[stage], "package_version": __version__, "config": layout.stage_values(config, stage)}
         artifact.save_json(paths.stage_dir(stage) / "config.json", used)
+    module.run(layout.Job(restrict(config, stage), paths, device, part))
 
 
 def guarded(work: Callable[[], None]) -> int:

@@ -149,6 +149,27 @@ def load_npz(path: Path | str, artifact: str, format: int) -> tuple[dict[str, An
     return header, arrays
 
 
+def read_header(path: Path | str) -> dict[str, Any]:
+    """The header of an artifact of any kind, `.npz` or JSON.
+
+    Raises:
+        ContractError: missing, truncated, or without a header.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        value = load_json(path)
+        if isinstance(value, dict) and isinstance(value.get("header"), dict):
+            return value["header"]
+        raise ContractError(f"{path}: has no header. Delete it and re-run its stage.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return json.loads(str(archive[HEADER]))
+    except FileNotFoundError:
+        raise ContractError(f"{path}: is missing. Run the stage that writes it.") from None
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ContractError(f"{path}: not a readable artifact ({error}). Delete the file and re-run its stage.") from None
+
+
 def check_header(path: Path | str, header: dict[str, Any], artifact: str, format: int) -> None:
     """Refuse an artifact of another kind or format number."""
     if header.get("artifact") != artifact:

@@ -1,6 +1,6 @@
 """A real Slurm on this machine's loopback: munged, slurmctld and two slurmd with a count-only GPU each.
 
-    python tests/integration/loopback_slurm.py FOLDER     starts it, prints the environment it needs, stops on ctrl-C
+    python tests/integration/loopback_slurm.py FOLDER     starts it, stops on ctrl-C
 
 Needs root (the daemons change users), and Debian's `slurmctld slurmd slurm-client munge`. Everything lives in one folder; only
 processes started here are ever stopped.
@@ -19,6 +19,8 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "sinfo", "munged")
 NODES = ("node1", "node2")
+SYSTEM = Path("/etc/slurm")  # where commands inside jobs look: the executor does not hand SLURM_CONF on
+FILES = ("slurm.conf", "gres.conf")
 
 
 def missing() -> str | None:
@@ -26,6 +28,8 @@ def missing() -> str | None:
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent:
         return f"Slurm is not installed ({', '.join(absent)} missing): apt-get install slurmctld slurmd slurm-client munge"
+    if any((SYSTEM / name).exists() for name in FILES):
+        return f"{SYSTEM} holds a configuration already: this machine has a Slurm of its own"
     return None if os.geteuid() == 0 else "Slurm's daemons need root"
 
 
@@ -40,12 +44,12 @@ def free_ports(count: int) -> list[int]:
 
 
 class Slurm:
-    """The cluster. Use as a context manager; `env` is what its commands need."""
+    """The cluster. Use as a context manager."""
 
     def __init__(self, folder: Path):
         self.folder = folder.resolve()
         self.processes: dict[str, subprocess.Popen] = {}
-        self.env = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.env = dict(os.environ)
 
     def __enter__(self) -> Slurm:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +69,9 @@ class Slurm:
         for name in [*NODES, "slurmctld", "munged"]:
             self.stop(name)
         shutil.rmtree(self.munge, ignore_errors=True)
+        for name in FILES:
+            if (SYSTEM / name).is_symlink() and (SYSTEM / name).readlink() == self.folder / name:
+                (SYSTEM / name).unlink()
 
     def start_munge(self) -> None:
         """A munged of our own, below /run because munge refuses sockets in folders others may write to."""
@@ -124,6 +131,10 @@ class Slurm:
         ]
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "gres.conf").write_text("".join(f"NodeName={name} Name=gpu Count=1 File=/dev/null\n" for name in NODES))
+        SYSTEM.mkdir(exist_ok=True)
+        for name in FILES:
+            (SYSTEM / name).unlink(missing_ok=True)  # a link that a killed test left dangling
+            (SYSTEM / name).symlink_to(self.folder / name)
 
     def start(self, name: str, *command: str, user: str | None = None) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -168,7 +179,7 @@ if __name__ == "__main__":
     if reason := missing():
         sys.exit(reason)
     with Slurm(Path(sys.argv[1])) as cluster:
-        print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}", flush=True)
+        print(cluster.ask("sinfo"), flush=True)
         try:
             signal.pause()
         except KeyboardInterrupt:

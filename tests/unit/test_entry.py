@@ -44,9 +44,29 @@ def test_asking_for_a_gpu_that_is_not_there_says_what_to_do(monkeypatch):
 
 
 def test_auto_takes_the_cpu_where_no_device_is(monkeypatch):
-    monkeypatch.setattr(entry, "has_nvidia_device", lambda: False)
+    monkeypatch.setattr(entry, "count_gpus", lambda: 0)
     assert entry.resolve_device("auto") == "cpu"
     assert entry.resolve_device("cpu") == "cpu"
+
+
+def test_no_two_jobs_of_one_machine_hold_the_same_gpu(tmp_path):
+    code = f"""
+        import sys, time
+        from pathlib import Path
+        from instant_nk import entry
+        print(entry.claim_gpu(2, Path({str(tmp_path)!r})), flush=True)
+        time.sleep(60)
+    """
+    jobs = [start(code), start(code)]
+    held = [int(job.stdout.readline()) for job in jobs]
+    assert sorted(held) == [0, 1]
+    third = start(code)
+    time.sleep(1)
+    jobs[0].kill()  # the lock goes with the process
+    assert int(third.stdout.readline()) == held[0]
+    for job in (*jobs, third):
+        job.kill()
+        job.wait()
 
 
 def test_the_seed_makes_every_generator_repeat(capsys):

@@ -9,7 +9,7 @@ rule synthetic_capture:
     benchmark:
         f"{RESULTS}/logs/synthetic-{{digest}}.tsv"
     resources:
-        mem_mb=memory_mb(1000),
+        mem_mb=1000,
         runtime=20,
     params:
         config=lambda wildcards: json.dumps(schema.beyond_defaults(layout.stage_values(SYNTHETIC[wildcards.digest], "synthetic"))),

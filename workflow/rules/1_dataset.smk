@@ -17,8 +17,8 @@ rule dataset_sequence:
         f"{LOGS}/1_dataset.tsv"
     threads: 2
     resources:
-        mem_mb=memory_mb(4000),
-        runtime=120,
+        mem_mb=memory_mb(3000, images_of=lambda settings: 1),
+        runtime=minutes(20, per_image=0.005),
     params:
         reads=reads("dataset"),
         config=command("dataset"),

@@ -19,8 +19,8 @@ rule canonical_sequence:
         f"{LOGS}/2_canonical.tsv"
     threads: CORES
     resources:
-        gpu=GPU,
-        mem_mb=memory_mb(6000),
+        gpu=gpus,
+        mem_mb=memory_mb(6000, images_of=lambda settings: 1),
         runtime=120,
     params:
         reads=reads("canonical"),

@@ -17,8 +17,8 @@ rule observation_batch:
     benchmark:
         f"{LOGS}/4_observation.{{batch}}.tsv"
     resources:
-        gpu=GPU,
-        mem_mb=memory_mb(3000),
+        gpu=gpus,
+        mem_mb=memory_mb(3000, images_of=lambda settings: 1),
         runtime=120,
     params:
         reads=reads("observation"),

@@ -21,9 +21,9 @@ rule registration_sequence:
         f"{LOGS}/5_registration.tsv"
     threads: 2
     resources:
-        gpu=GPU,
-        mem_mb=memory_mb(4000),
-        runtime=720,
+        gpu=gpus,
+        mem_mb=memory_mb(4000, images_of=lambda settings: 1),
+        runtime=minutes(60, per_frame=1),
     params:
         reads=reads("registration"),
         config=command("registration"),

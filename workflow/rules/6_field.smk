@@ -20,8 +20,8 @@ rule field_window:
     benchmark:
         f"{LOGS}/6_field.{{window}}.tsv"
     resources:
-        gpu=GPU,
-        mem_mb=memory_mb(6000),
+        gpu=gpus,
+        mem_mb=memory_mb(4000, images_of=lambda settings: settings.field.window_frames),
         runtime=240,
     params:
         reads=reads("field"),

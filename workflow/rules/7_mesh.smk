@@ -21,7 +21,7 @@ rule mesh_window:
     benchmark:
         f"{LOGS}/7_mesh.{{window}}.tsv"
     resources:
-        gpu=GPU,
+        gpu=gpus,
         mem_mb=memory_mb(4000),
         runtime=60,
     params:
@@ -45,8 +45,8 @@ rule mesh_join:
     benchmark:
         f"{LOGS}/7_mesh.tsv"
     resources:
-        mem_mb=memory_mb(4000),
-        runtime=60,
+        mem_mb=memory_mb(3000, per_frame=animation_mb),
+        runtime=minutes(30, per_frame=0.1),
     params:
         reads=reads("mesh"),
         config=command("mesh"),

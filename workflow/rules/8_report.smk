@@ -24,9 +24,9 @@ rule report_sequence:
         f"{LOGS}/8_report.tsv"
     threads: CORES
     resources:
-        gpu=GPU,
-        mem_mb=memory_mb(4000),
-        runtime=120,
+        gpu=gpus,
+        mem_mb=memory_mb(4000, images_of=lambda settings: 1, per_frame=animation_mb),
+        runtime=minutes(60, per_frame=1),
     params:
         reads=reads("report"),
         config=command("report"),

@@ -40,7 +40,6 @@ STARTED = time.time()
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 LOGS = f"{RESULTS}/{{sequence}}/logs"
 CORES = workflow.cores or 8  # None when a cluster counts them
-GPU = int(CONFIG.runtime.device == "cuda" or (CONFIG.runtime.device == "auto" and entry.has_nvidia_device()))
 
 # Configs of the built-in captures this run needs, by the name of their folder.
 SYNTHETIC = {captures.resolve_capture(c).name.removeprefix("synthetic-"): c for c in SEQUENCES.values() if c.capture == schema.SYNTHETIC}
@@ -80,6 +79,27 @@ def say_what_failed():
             lines = path.read_text(errors="replace").splitlines()
             if lines and lines[-1].startswith("error: "):
                 logger.error(f"{path}: {lines[-1]}")
+
+
+def gpus(wildcards):
+    """GPUs of a job that can use one: on `auto`, where this machine has one or a cluster will choose the machine."""
+    device = CONFIG.runtime.device
+    return int(device == "cuda" or (device == "auto" and (workflow.non_local_exec or entry.count_gpus() > 0)))
+
+
+def say_what_failed():
+    """Repeat, after all of Snakemake's own lines, the error each failed job ended with."""
+    for path in sorted(Path(RESULTS).glob("*/logs/*.log")) + sorted(Path(RESULTS).glob("logs/*.log")):
+        if path.stat().st_mtime >= STARTED:
+            lines = path.read_text(errors="replace").splitlines()
+            if lines and lines[-1].startswith("error: "):
+                logger.error(f"{path}: {lines[-1]}")
+
+
+def gpus(wildcards):
+    """GPUs of a job that can use one: on `auto`, where this machine has one or a cluster will choose the machine."""
+    device = CONFIG.runtime.device
+    return int(device == "cuda" or (device == "auto" and (workflow.non_local_exec or entry.count_gpus() > 0)))
 
 
 def memory_mb(base):
@@ -148,6 +168,51 @@ def given_motion(wildcards):
     """Input function: the files of an external tracker's motion, if it is used."""
     settings = config_of(wildcards).registration
     return files_of(existing(settings.folder, "registration.folder")) if settings.source != "solver" else []
+
+
+# What a job needs, from the capture's size. A retry gets as much memory and time again as the first attempt had.
+
+
+@functools.cache
+def rig_of(sequence):
+    """Number of training cameras and MiB of one frame's images as RGBA; of a capture that fails its checks later, a guess."""
+    settings = SEQUENCES[sequence]
+    if settings.capture == schema.SYNTHETIC:
+        cameras, width, height = settings.synthetic.cameras, settings.synthetic.image_size, settings.synthetic.image_size
+    else:
+        found = or_stop(lambda: captures.read(settings.capture)).train.cameras
+        cameras, (width, height) = len(found), next((camera.size for camera in found if camera.size), (2048, 2048))
+    return cameras, cameras * width * height * 4 / 2**20
+
+
+def memory_mb(base, images_of=lambda settings: 0, per_frame=lambda settings: 0):
+    """Input function for `resources`.
+
+    `base` MB, the pixels of `images_of(config)` frames held at once, and `per_frame(config)` MB for every frame of the sequence.
+    """
+
+    def mb(wildcards, attempt):
+        settings, sequence = config_of(wildcards), wildcards.sequence
+        held = images_of(settings) * rig_of(sequence)[1] * 1.5 if images_of(settings) else 0
+        return int(attempt * (base + held + per_frame(settings) * len(frames_of(sequence))))
+
+    return mb
+
+
+def minutes(base, per_frame=0.0, per_image=0.0):
+    """Input function for `resources`: minutes, growing with the frames and images of the sequence."""
+
+    def count(wildcards, attempt):
+        frames = len(frames_of(wildcards.sequence))
+        images = frames * rig_of(wildcards.sequence)[0] if per_image else 0
+        return int(attempt * (base + per_frame * frames + per_image * images))
+
+    return count
+
+
+def animation_mb(settings):
+    """MB of one frame of the animated mesh and its quality, as it is joined and drawn."""
+    return (settings.canonical.target_faces or 200000) / 2 * 24 * 3 / 1e6
 
 
 # What the parallel stages are cut into; known before anything runs.
