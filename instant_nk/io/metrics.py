@@ -46,6 +46,11 @@ QUANTITIES = {
     "sdf_residual_median": Quantity("of the box's diagonal", "distance of live vertices from the field's surface", "less"),
     "flipped_fraction": Quantity("share", "neighbouring faces folded over, and not so in the first frame", "less"),
     "acceleration_pct": Quantity("% of the box's diagonal", "mean second difference over time of the vertices: true acceleration and jitter together"),
+    "seam_disagreement_pct": Quantity(
+        "% of the box's diagonal", "distance of neighbouring windows' vertices in the frames they share, before blending; null with one window", "less"
+    ),
+    "seam_jolt_pct": Quantity("% of the box's diagonal", "change of velocity of the vertices at seams, after blending", "less"),
+    "within_jolt_pct": Quantity("% of the box's diagonal", "the same within windows: a seam should not exceed it"),
     "not_converged_frames": Quantity("frames", "frames that registration calls doubtful", "less"),
     "vertices": Quantity("count", "vertices of the animated mesh"),
     "faces": Quantity("count", "faces of the animated mesh"),

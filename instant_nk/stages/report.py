@@ -136,6 +136,7 @@ def _parts(results: Results, data: Dataset, animation: Animation, drawn: MeshRen
     yield report_scores.of_silhouettes(drawn, animation, data)
     yield report_scores.of_truth(animation, truth.load(data.capture, animation.frames.tolist()))
     yield report_scores.of_views(views)
+    yield report_scores.of_seams(results.costs["mesh"])
 
 
 def totals(costs: dict[str, StageCost]) -> dict[str, float | None]:

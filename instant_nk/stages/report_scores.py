@@ -10,6 +10,7 @@ import numpy as np
 from instant_nk.geometry import evaluation, surface
 from instant_nk.io.dataset import Dataset
 from instant_nk.io.mesh import Animation
+from instant_nk.io.metrics import StageCost
 from instant_nk.io.motion import Motion
 from instant_nk.viewer.mesh_renderer import MeshRenderer
 
@@ -113,6 +114,12 @@ def of_views(views: list[dict[str, Any]]) -> Scores:
         "mesh_test_psnr_db": "mesh_psnr_db", "mesh_test_fg_psnr_db": "mesh_fg_psnr_db", "mesh_test_ssim": "mesh_ssim",
     }  # fmt: skip
     return Scores({name: evaluation.mean_of(scored, source) for name, source in names.items()}, {})
+
+
+def of_seams(mesh: StageCost) -> Scores:
+    """What the mesh stage says about the joints of its windows."""
+    joined = mesh.numbers.get("metrics", {})
+    return Scores({name: joined.get(name) for name in ("seam_disagreement_pct", "seam_jolt_pct", "within_jolt_pct")}, {})
 
 
 def mesh_check(animation: Animation) -> dict[str, int | float]:

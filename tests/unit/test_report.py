@@ -56,6 +56,9 @@ def write_run(root, **overrides):
     for stage, name in (("canonical", "metrics.json"), ("field", f"{layout.part_name(0, 2)}.json"), ("field", f"{layout.part_name(1, 3)}.json")):
         history = {"step": [0, 10, 20], "loss": [1.0, 0.1, 0.02], "psnr_db": [12.0, 20.0, 24.0]}
         artifact.save_json(job.paths.stage_dir(stage) / name, {"wall_s": 7.0, "peak_host_mib": 300.0, "peak_gpu_mib": None, "history": history})
+    artifact.save_json(
+        job.paths.mesh / "metrics.json", {"wall_s": 1.0, "peak_host_mib": 100.0, "seam_disagreement_pct": 0.02, "seam_jolt_pct": 0.4, "within_jolt_pct": None}
+    )
     return dataclasses.replace(job, config=entry.restrict(config, "report"))
 
 
@@ -82,6 +85,11 @@ def test_a_result_equal_to_the_truth_has_no_surface_and_tracking_error(job):
     assert summary["test_psnr_db"] > 24 and summary["test_ssim"] > 0.9 and summary["test_fg_psnr_db"] < summary["test_psnr_db"]
     assert summary["test_psnr_db"] == pytest.approx(summary["mesh_test_psnr_db"])
     assert summary["not_converged_frames"] == 1 and summary["frames"] == 4
+
+
+def test_the_joints_of_the_windows_are_told(job):
+    summary = metrics.load(job.paths.metrics)["summary"]
+    assert (summary["seam_disagreement_pct"], summary["seam_jolt_pct"], summary["within_jolt_pct"]) == (0.02, 0.4, None)
 
 
 def test_lengths_are_in_units_of_the_box(job):
