@@ -69,6 +69,18 @@ def export_ed(args: argparse.Namespace) -> None:
     print(exchange.export_ed(layout.Paths(Path(args.results)), Path(args.output)))
 
 
+def print_status(args: argparse.Namespace) -> None:
+    from instant_nk.stages import status
+
+    print(status.run_status(layout.Paths(Path(args.results))))
+
+
+def print_verify(args: argparse.Namespace) -> None:
+    from instant_nk.stages import verify
+
+    print(verify.run_verify(layout.Paths(Path(args.results))))
+
+
 def print_summary(args: argparse.Namespace) -> None:
     from instant_nk.viewer import summary
 
@@ -106,6 +118,12 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("summary", help="print where a sequence's results are, and its metrics")
     command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
     command.set_defaults(run=print_summary)
+    command = commands.add_parser("status", help="print which jobs of a sequence are done, running, failed or waiting, and the time left")
+    command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
+    command.set_defaults(run=print_status)
+    command = commands.add_parser("verify", help="read every file of a sequence and compare what it was made from: finds truncated and mixed files")
+    command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
+    command.set_defaults(run=print_verify)
     return parser
 
 

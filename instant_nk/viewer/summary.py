@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from instant_nk import layout
-from instant_nk.io import artifact
+from instant_nk.io import metrics
 
 
 def text(root: Path) -> str:
@@ -18,7 +18,8 @@ def text(root: Path) -> str:
         ContractError: the sequence has no report yet.
     """
     paths = layout.Paths(Path(root))
-    summary = artifact.load_json(paths.metrics, "the report's metrics")["summary"]
+    found = metrics.load(paths.metrics)
+    summary, units = found["summary"], found["units"]
     places = (
         ("report", paths.report_page),
         ("animated mesh", paths.animation_glb),
@@ -28,7 +29,7 @@ def text(root: Path) -> str:
     )
     lines = [f"{what:<14} {path}" for what, path in places if path.is_file()]
     width = max(len(name) for name in summary)
-    rows = [f"{name:<{width}}  {_number(value)}" for name, value in summary.items()]
+    rows = [f"{name:<{width}}  {_number(value):>10}  {units[name]['unit'] if value is not None else ''}".rstrip() for name, value in summary.items()]
     return "\n".join(["", *lines, "", *rows, ""])
 
 
