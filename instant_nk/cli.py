@@ -81,6 +81,19 @@ def print_verify(args: argparse.Namespace) -> None:
     print(verify.run_verify(layout.Paths(Path(args.results))))
 
 
+def track_points(args: argparse.Namespace) -> None:
+    from instant_nk.stages import track
+
+    print(track.run_track(layout.Paths(Path(args.results)), Path(args.points), Path(args.output), args.frame))
+
+
+def view(args: argparse.Namespace) -> None:
+    from instant_nk.viewer import live
+
+    log.setup()
+    live.serve(layout.Paths(Path(args.results)), args.host, args.port, args.watch)
+
+
 def print_summary(args: argparse.Namespace) -> None:
     from instant_nk.viewer import summary
 
@@ -115,6 +128,18 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
     command.add_argument("output", metavar="FOLDER", help="folder to write")
     command.set_defaults(run=export_ed)
+    command = commands.add_parser("track", help="follow given points through the animation and write their trajectories")
+    command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
+    command.add_argument("--points", metavar="FILE", required=True, help=".ply, .obj, or text with x y z per line; world coordinates")
+    command.add_argument("--frame", metavar="N", type=int, help="absolute frame the points belong to (default: the first)")
+    command.add_argument("-o", "--output", metavar="FILE", default="tracks.npz", help=".npz or .csv to write (default: tracks.npz)")
+    command.set_defaults(run=track_points)
+    command = commands.add_parser("view", help="show a sequence's results in a browser, live, also over ssh")
+    command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
+    command.add_argument("--watch", action="store_true", help="follow a run that is writing them")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in (default: 127.0.0.1)")
+    command.add_argument("--port", type=int, default=8080, help="default: 8080, or the next free one")
+    command.set_defaults(run=view)
     command = commands.add_parser("summary", help="print where a sequence's results are, and its metrics")
     command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
     command.set_defaults(run=print_summary)
