@@ -113,7 +113,7 @@ class RegistrationConfig:
 
 @dataclass(frozen=True)
 class FieldConfig:
-    dyna_mode: Literal["deform", "time", "fourier", "latent"] = key("deform", "how a window represents motion; only deform yields a tracked mesh")
+    dyna_mode: Literal["deform"] = key("deform", "how a window represents motion: a residual deformation of the canonical surface")
     window_frames: int = key(6, "frames per window")
     overlap: int = key(2, "frames shared by neighbouring windows, at least 2")
     steps: int = key(260, "training steps per window")

@@ -118,6 +118,10 @@ class Paths:
     def animation(self) -> Path:
         return self.mesh / "animation.npz"
 
+    @property
+    def texture(self) -> Path:
+        return self.mesh / "texture.npz"
+
     def mesh_frame(self, frame: int) -> Path:
         return self.mesh / "frames" / f"{frame:06d}.ply"
 

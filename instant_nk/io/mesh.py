@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from instant_nk.errors import ContractError
+from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact
 
 MESH_FORMAT = 1
 ANIMATION_FORMAT = 1
+TEXTURE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ def load(path: Path) -> Mesh:
     except TypeError as error:
         raise ContractError(f"{path}: {error}. Re-run stage 'canonical'.") from None
     v = len(mesh.vertices)
-    for name, shape, dtype in (("vertices", (v, 3), np.float32), ("faces", (None, 3), np.int32), ("normals", (v, 3), np.float32), ("colours", (v, 3), np.float32)):
+    for name, shape, dtype in (
+        ("vertices", (v, 3), np.float32),
+        ("faces", (None, 3), np.int32),
+        ("normals", (v, 3), np.float32),
+        ("colours", (v, 3), np.float32),
+    ):
         artifact.check_array(path, name, arrays[name], shape, dtype)
     if not len(mesh.faces):
         raise ContractError(f"{path}: the mesh has no faces. Re-run stage 'canonical'.")
@@ -103,3 +110,25 @@ def load_animation(path: Path) -> Animation:
     ):  # fmt: skip
         artifact.check_array(path, name, arrays[name], shape, dtype)
     return animation
+
+
+def save_texture(path: Path, texture: Texture, header: dict[str, Any]) -> None:
+    """Write a texture with its coordinates."""
+    artifact.save_npz(path, header | {"artifact": "texture", "format": TEXTURE_FORMAT}, **vars(texture))
+
+
+def load_texture(path: Path) -> Texture:
+    """Read a texture written by `save_texture`.
+
+    Raises:
+        ContractError: missing, truncated, or an array has another shape or type.
+    """
+    _, arrays = artifact.load_npz(path, "texture", TEXTURE_FORMAT)
+    try:
+        texture = Texture(**arrays)
+    except TypeError as error:
+        raise ContractError(f"{path}: {error}. Re-run stage 'mesh'.") from None
+    u = len(texture.uv)
+    for name, shape, dtype in (("uv", (u, 2), np.float32), ("vertex_of", (u,), np.int32), ("faces", (None, 3), np.int32), ("image", (None, None, 3), np.uint8)):
+        artifact.check_array(path, name, arrays[name], shape, dtype)
+    return texture

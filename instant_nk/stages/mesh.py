@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import imageio.v3 as iio
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from instant_nk import layout, log
 from instant_nk.fitting import window_files
 from instant_nk.fitting.visibility import seen_by
+from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import mesh as mesh_io
@@ -121,9 +123,10 @@ def join(job: Job) -> None:
     windows = window_files.windows_of(dataset.frames, job.config.field)
     parts = [mesh_io.load_animation(job.paths.mesh_window(w)) for w in windows]
     animation, disagreement = blend(parts, dataset.frames)
-    exports(job, animation)
+    texture, numbers = bake_texture(job, dataset, animation)
+    exports(job, animation, texture)
     mesh_io.save_animation(job.paths.animation, animation, _header(job, {w: artifact.file_hash(job.paths.mesh_window(w)) for w in windows}))
-    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seam_numbers(animation, parts, disagreement)})
+    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seam_numbers(animation, parts, disagreement), **numbers})
 
 
 def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, list[float]]:
@@ -167,22 +170,39 @@ def seam_numbers(animation: Animation, parts: list[Animation], disagreement: lis
     }
 
 
-def exports(job: Job, animation: Animation) -> None:
+def bake_texture(job: Job, dataset: dataset_io.Dataset, animation: Animation) -> tuple[Texture | None, dict]:
+    """The atlas the config asks for, saved as `7_mesh/texture.npz` and `.png`, and its numbers; None when vertices carry the colour."""
+    stale = [job.paths.texture, job.paths.texture.with_suffix(".png")]
+    if job.config.mesh.texture == "vertex":
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return None, {}
+    from instant_nk.fitting.texture import bake
+
+    rest = mesh_io.load(job.paths.canonical_mesh).vertices
+    texture, numbers = bake(animation, dataset, job.config.mesh.texture_size, device=job.device, rest=rest)
+    mesh_io.save_texture(job.paths.texture, texture, _header(job, {"mesh": artifact.file_hash(job.paths.canonical_mesh)}))
+    with artifact.atomic(stale[1]) as aside:
+        iio.imwrite(aside, texture.image)
+    return texture, {f"texture_{name}": value for name, value in numbers.items()}
+
+
+def exports(job: Job, animation: Animation, texture: Texture | None) -> None:
     """Every format the config asks for; PLY and GLB are what the other tools of this project rely on."""
     config, fps = job.config.mesh, job.config.report.fps
     if "ply" in config.formats:
         ply.export_ply_sequence(animation, job.paths.mesh / "frames")
     if "glb" in config.formats:
-        glb.export_glb(animation, job.paths.animation_glb, fps)
+        glb.export_glb(animation, job.paths.animation_glb, fps, texture)
     if "usd" in config.formats:
         from instant_nk.io.export import usd
 
-        usd.export_usd(animation, job.paths.mesh / "animation.usdc", fps)
+        usd.export_usd(animation, job.paths.mesh / "animation.usdc", fps, texture)
     if "obj" in config.formats:
         from instant_nk.io.export import obj
 
-        obj.export_obj_sequence(animation, job.paths.mesh / "obj")
+        obj.export_obj_sequence(animation, job.paths.mesh / "obj", texture)
     if "pc2" in config.formats:
         from instant_nk.io.export import pc2
 
-        pc2.export_pc2(animation, job.paths.mesh / "animation.pc2", fps)
+        pc2.export_pc2(animation, job.paths.mesh / "animation.pc2", fps, texture)
