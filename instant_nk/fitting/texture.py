@@ -10,6 +10,7 @@ is outvoted. The first pass (T = 0) is the plain weighted mean; later ones also 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from instant_nk.geometry import texture as tex
 from instant_nk.geometry.texture import TexelMap, Texture
 from instant_nk.io.dataset import Dataset
 from instant_nk.io.mesh import Animation
-from instant_nk.log import Progress
+from instant_nk.log import Progress, progress
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,26 @@ def bake(
     return baker.texture(), baker.numbers()
 
 
+def bake_frames(animation: Animation, dataset: Dataset, base: Texture, *, passes: int = 2, device: str = "cpu") -> Iterator[tuple[int, np.ndarray]]:
+    """The texture of every frame on its own, for appearance that changes: from that frame's views, and `base` where they see little.
+
+    Yields:
+        absolute frame number and image u8 [S, S, 3], in the layout of `base`.
+    """
+    size = len(base.image)
+    texels = tex.texel_map(base.uv, base.vertex_of, base.faces, animation.vertices[0], size)
+    start = torch.from_numpy(base.image[texels.row, texels.column]).to(device).float() / 255
+    baker = _Baker(animation, dataset, base.uv, base.vertex_of, base.faces, texels, device)
+    for row in progress(list(range(len(animation.frames))), "bake frames", logger):
+        baker.colours, baker.first = start.clone(), False
+        for k in range(passes):
+            baker.start_pass()
+            for camera in range(len(dataset.cameras)):
+                baker.add(load_view(animation, dataset, row, camera, device), robust=k > 0)
+            baker.end_pass(feather=0.05)
+        yield int(animation.frames[row]), baker.texture().image
+
+
 class _Baker:
     """The texture under refinement: `colours` [X, 3] at the texels, and the sums of the running pass."""
 
@@ -214,9 +235,11 @@ class _Baker:
         self.error += float((weight * difference.abs().mean(1)).sum())
         self.samples += float(weight.sum())
 
-    def end_pass(self) -> None:
+    def end_pass(self, feather: float = 0.0) -> None:
+        """Apply the mean change; texels with less weight than `feather` times the typical one keep part of what they had."""
         known = self.weight > 0
-        self.colours[known] = (self.colours + self.change / self.weight.clamp_min(1e-12)[:, None])[known].clamp(0, 1)
+        typical = self.weight[known].median() if known.any() else self.weight.new_zeros(())
+        self.colours[known] = (self.colours + self.change / (self.weight + feather * typical).clamp_min(1e-12)[:, None])[known].clamp(0, 1)
         self.seen |= known
         self.first = False
 
