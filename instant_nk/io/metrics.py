@@ -49,8 +49,8 @@ QUANTITIES = {
     "seam_disagreement_pct": Quantity(
         "% of the box's diagonal", "distance of neighbouring windows' vertices in the frames they share, before blending; null with one window", "less"
     ),
-    "seam_jolt_pct": Quantity("% of the box's diagonal", "change of velocity of the vertices at seams, after blending", "less"),
-    "within_jolt_pct": Quantity("% of the box's diagonal", "the same within windows: a seam should not exceed it"),
+    "seam_step_pct": Quantity("% of the box's diagonal", "extra step of the vertices from frame to frame at seams, after blending", "less"),
+    "within_jolt_pct": Quantity("% of the box's diagonal", "change of velocity of the vertices from frame to frame: a seam should not exceed it"),
     "not_converged_frames": Quantity("frames", "frames that registration calls doubtful", "less"),
     "vertices": Quantity("count", "vertices of the animated mesh"),
     "faces": Quantity("count", "faces of the animated mesh"),

@@ -119,7 +119,7 @@ def of_views(views: list[dict[str, Any]]) -> Scores:
 def of_seams(mesh: StageCost) -> Scores:
     """What the mesh stage says about the joints of its windows."""
     joined = mesh.numbers.get("metrics", {})
-    return Scores({name: joined.get(name) for name in ("seam_disagreement_pct", "seam_jolt_pct", "within_jolt_pct")}, {})
+    return Scores({name: joined.get(name) for name in ("seam_disagreement_pct", "seam_step_pct", "within_jolt_pct")}, {})
 
 
 def mesh_check(animation: Animation) -> dict[str, int | float]:
