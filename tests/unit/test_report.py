@@ -57,7 +57,7 @@ def write_run(root, **overrides):
         history = {"step": [0, 10, 20], "loss": [1.0, 0.1, 0.02], "psnr_db": [12.0, 20.0, 24.0]}
         artifact.save_json(job.paths.stage_dir(stage) / name, {"wall_s": 7.0, "peak_host_mib": 300.0, "peak_gpu_mib": None, "history": history})
     artifact.save_json(
-        job.paths.mesh / "metrics.json", {"wall_s": 1.0, "peak_host_mib": 100.0, "seam_disagreement_pct": 0.02, "seam_jolt_pct": 0.4, "within_jolt_pct": None}
+        job.paths.mesh / "metrics.json", {"wall_s": 1.0, "peak_host_mib": 100.0, "seam_disagreement_pct": 0.02, "seam_step_pct": 0.4, "within_jolt_pct": None}
     )
     return dataclasses.replace(job, config=entry.restrict(config, "report"))
 
@@ -89,7 +89,7 @@ def test_a_result_equal_to_the_truth_has_no_surface_and_tracking_error(job):
 
 def test_the_joints_of_the_windows_are_told(job):
     summary = metrics.load(job.paths.metrics)["summary"]
-    assert (summary["seam_disagreement_pct"], summary["seam_jolt_pct"], summary["within_jolt_pct"]) == (0.02, 0.4, None)
+    assert (summary["seam_disagreement_pct"], summary["seam_step_pct"], summary["within_jolt_pct"]) == (0.02, 0.4, None)
 
 
 def test_lengths_are_in_units_of_the_box(job):
