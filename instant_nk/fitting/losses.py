@@ -27,8 +27,3 @@ def mask(opacity: Tensor, alpha: Tensor) -> Tensor:
 def eikonal(gradient: Tensor) -> Tensor:
     """(|grad sdf| - 1)^2, mean over points [N, 3]."""
     return ((torch.linalg.vector_norm(gradient, dim=-1) - 1) ** 2).mean()
-
-
-def psnr_db(rgb: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio of colours in [0, 1]."""
-    return float(-10 * torch.log10(((rgb - target) ** 2).mean().clamp_min(1e-10)))

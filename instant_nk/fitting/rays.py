@@ -23,7 +23,6 @@ class Batch:
         rgb: straight sRGB [R, 3].
         alpha: mask coverage [R].
         frame: index into the source's frames, i64 [R].
-        camera: index of the camera, i64 [R].
     """
 
     origins: Tensor
@@ -31,13 +30,12 @@ class Batch:
     rgb: Tensor
     alpha: Tensor
     frame: Tensor
-    camera: Tensor
 
 
 class PixelSource:
     """Pixels inside or near the masks of some frames, all training cameras, as 8-bit colour.
 
-    Host memory: 9 bytes a kept pixel; frames outside `frames` are never read.
+    Memory: 12 bytes a kept pixel, on `device`; frames outside `frames` are never read.
 
     Args:
         dataset: where images come from.
@@ -56,6 +54,9 @@ class PixelSource:
                 margin = max(2, round(MASK_MARGIN * max(image.shape[:2])))
                 near = maximum_filter(image[..., 3] > 0, 2 * margin + 1)
                 rows, columns = near.nonzero()
+                if len(rows) > share:
+                    kept = generator.choice(len(rows), share, replace=False)
+                    rows, columns = rows[kept], columns[kept]
                 colours.append(image[rows, columns])
                 pixels.append(np.stack([columns, rows], 1).astype(np.int16))
                 views.append(np.full(len(rows), f * len(dataset.cameras) + c, np.int32))
@@ -74,4 +75,4 @@ class PixelSource:
         frame, camera = view // len(self.cameras.K), view % len(self.cameras.K)
         origins, directions = self.cameras.rays(camera, self.pixels[rows].float() + 0.5)
         rgba = self.colours[rows].float() / 255
-        return Batch(origins, directions, rgba[:, :3], rgba[:, 3], frame, camera)
+        return Batch(origins, directions, rgba[:, :3], rgba[:, 3], frame)

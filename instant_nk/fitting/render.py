@@ -99,4 +99,4 @@ class Renderer:
         alpha = neus_alpha(live.sdf, (directions[ray] * live.gradient).sum(-1), lengths, torch.tensor(field.inv_std, device=self.device))
         alpha = torch.where(live.converged, alpha, 0)
         along = middle * (directions[ray] @ axis)  # distance along the ray -> depth along the optical axis
-        return composite(alpha, live.rgb, torch.nn.functional.normalize(live.gradient, dim=-1), along, ray, rays)[0]
+        return composite(alpha, live.rgb, torch.nn.functional.normalize(live.gradient, dim=-1), along, ray, rays)

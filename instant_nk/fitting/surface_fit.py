@@ -132,7 +132,7 @@ class SurfaceFit:
         with torch.no_grad():
             points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
             keep = visible_samples(self.sdf(points), ray, self.rays, float(self.sharpness()), KEEP_WEIGHT)
-        marched, kept = len(ray), int(keep.sum())
+        marched = len(ray)
         ray, middle, lengths, points = ray[keep], middle[keep], (end - start)[keep], points[keep]
 
         sdf, gradient, features = self.sdf.with_gradient(points)
@@ -141,11 +141,11 @@ class SurfaceFit:
         inv_std = self.sharpness()
         alpha = neus_alpha(sdf, (directions * gradient).sum(-1), lengths, inv_std, schedules.anneal(step, config.steps))
         rgb = self.colour(points, normals, directions, features)
-        seen, _ = composite(alpha, rgb, normals, middle, ray, self.rays)
+        seen = composite(alpha, rgb, normals, middle, ray, self.rays)
         background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
         colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
         mask_loss = losses.mask(seen.opacity, batch.alpha)
-        eikonal = losses.eikonal(gradient) if kept else colour_loss * 0
+        eikonal = losses.eikonal(gradient) if len(ray) else colour_loss * 0
         loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal + self._given_loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -153,7 +153,7 @@ class SurfaceFit:
         self.done += 1
         self.rays = int(min(self.rays * 1.3, max(self.rays * 0.7, self.rays * config.samples_per_step / max(marched, 1))))
         error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
-        return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach(), "samples": torch.tensor(float(kept))}
+        return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach()}
 
     def _given_loss(self) -> Tensor | float:
         """Distance and normal disagreement at the given surface's points."""

@@ -85,7 +85,7 @@ class WindowFit:
         live = field.at(self.space, points, frame, vertex, directions, rotations, translations)
         alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), lengths, torch.tensor(field.inv_std, device=self.device))
         alpha = torch.where(live.converged, alpha, 0)
-        seen, _ = composite(alpha, live.rgb, torch.zeros_like(points), middle, ray, self.rays)
+        seen = composite(alpha, live.rgb, torch.zeros_like(points), middle, ray, self.rays)
         background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
         colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
         rigidity = field.skeleton.rigidity(rotations, translations)

@@ -46,7 +46,14 @@ def visible_samples(sdf: Tensor, ray_indices: Tensor, n_rays: int, inv_std: floa
 
 @dataclass
 class Rendered:
-    """What rays see; all [R] or [R, 3], colour not premultiplied by the background."""
+    """What rays see: sums of samples by weight, so all but the opacity are premultiplied by it.
+
+    Attributes:
+        rgb: sRGB [R, 3].
+        opacity: [R].
+        depth: of the distances given [R].
+        normal: [R, 3].
+    """
 
     rgb: Tensor
     opacity: Tensor
@@ -54,8 +61,8 @@ class Rendered:
     normal: Tensor
 
 
-def composite(alpha: Tensor, rgb: Tensor, normals: Tensor, distances: Tensor, ray_indices: Tensor, n_rays: int) -> tuple[Rendered, Tensor]:
-    """Sums along rays (colour premultiplied by opacity) and the samples' weights."""
+def composite(alpha: Tensor, rgb: Tensor, normals: Tensor, distances: Tensor, ray_indices: Tensor, n_rays: int) -> Rendered:
+    """Sums of colour, opacity, distance and normal along rays."""
     weights, _ = render_weights(alpha, ray_indices, n_rays)
     sums = accumulate(weights, torch.cat([rgb, normals, distances[:, None], torch.ones_like(distances)[:, None]], -1), ray_indices, n_rays)
-    return Rendered(sums[:, :3], sums[:, 7], sums[:, 6], sums[:, 3:6]), weights
+    return Rendered(sums[:, :3], sums[:, 7], sums[:, 6], sums[:, 3:6])

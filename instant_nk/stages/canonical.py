@@ -32,7 +32,7 @@ def run(job: Job) -> None:
     measure = log.measure()
     config, dataset = job.config.canonical, dataset_io.load(job.paths.manifest)
     frame = dataset.canonical_frame
-    source = PixelSource(dataset, [frame], job.device)
+    source = PixelSource(dataset, [frame], config.max_pixels, job.device)
     logger.info("canonical %s", log.fields(frame=frame, cameras=len(dataset.cameras), pixels=len(source)))
     header = artifact.make_header(
         "mesh", mesh_io.MESH_FORMAT, "canonical", layout.stage_config(job.config, "canonical"), {"dataset": artifact.file_hash(job.paths.manifest)}
@@ -166,7 +166,7 @@ def colour_at(surface: Surface, points: torch.Tensor, normals: torch.Tensor) -> 
 
 
 def save_field(path: Path, surface: Surface, header: dict) -> None:
-    """Weights and description of a surface, so that `load_field` can build it again."""
+    """Weights and description of a surface, so that `window_files.load_canonical` can build it again."""
     state = {
         **{f"sdf.{k}": v for k, v in surface.sdf.state_dict().items()},
         **{f"colour.{k}": v for k, v in surface.colour.state_dict().items()},
