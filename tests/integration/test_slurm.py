@@ -19,7 +19,7 @@ from instant_nk import layout
 from instant_nk.io import synthetic
 
 sys.path.insert(0, str(Path(__file__).parent))
-import loopback_slurm  # noqa: E402
+import loopback_slurm
 
 if reason := loopback_slurm.missing():
     pytest.skip(reason, allow_module_level=True)

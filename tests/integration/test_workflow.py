@@ -327,3 +327,120 @@ def test_a_killed_workflow_says_how_to_unlock_and_then_completes(finished, undis
     done = place.run("field", **SLOW)
     assert done.returncode == 0, done.stdout
     assert_same_fields(place, undisturbed)
+
+
+# What status and verify say.
+
+
+def instant_nk(*argv, folder):
+    return subprocess.run([sys.executable, "-m", "instant_nk.cli", *map(str, argv)], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_status_of_a_finished_run_counts_every_job_as_done(finished):
+    said = instant_nk("status", finished.paths.root, folder=finished.folder).stdout
+    done = dict(re.findall(r"^(\w+) +(\d+/\d+) ", said, re.MULTILINE))
+    assert done == {
+        "dataset": "1/1",
+        "canonical": "1/1",
+        "graph": "1/1",
+        "observation": "2/2",
+        "registration": "1/1",
+        "field": "2/2",
+        "mesh": "3/3",
+        "report": "1/1",
+    }
+
+
+def test_status_names_running_and_failed_windows(finished, tmp_path):
+    place = finished.copy(tmp_path / "run")
+    running, failed = layout.windows([0, 1, 2, 3], 3, 2)
+    for window in (running, failed):
+        place.paths.field(window).unlink()
+    first = f"10:00:00 I instant_nk.entry: version=0.1.0 host={os.uname().nodename} pid={os.getpid()}\n"
+    (place.paths.logs / f"6_field.{running}.log").write_text(first + "10:00:09 I instant_nk: field step=30/60 elapsed_s=9 left_s=9\n")
+    (place.paths.logs / f"6_field.{failed}.log").write_text(
+        first.replace(f"pid={os.getpid()}", "pid=999999999") + "error: NumericalError: frame 3: energy is not finite\n"
+    )
+    said = instant_nk("status", place.paths.root, folder=place.folder).stdout
+    assert re.search(r"^field +0/2 +1 +1 +0 ", said, re.MULTILINE)
+    assert f"field {running}: running, step 30 of 60, 9 s left" in said
+    assert f"field {failed}: failed, error: NumericalError: frame 3: energy is not finite" in said
+
+
+def test_verify_finds_nothing_wrong_with_a_finished_run(finished):
+    done = instant_nk("verify", finished.paths.root, folder=finished.folder)
+    assert done.returncode == 0, done.stderr
+    assert "all whole and made from each other" in done.stdout
+
+
+def test_verify_finds_truncated_missing_mixed_and_changed_files(finished, tmp_path):
+    place = finished.copy(tmp_path / "run")
+    paths, (first, second) = place.paths, layout.windows([0, 1, 2, 3], 3, 2)
+    for path in (paths.observation(1), paths.animation_glb, paths.mesh_frame(2)):
+        path.write_bytes(path.read_bytes()[:-100])
+    paths.observation(3).unlink()
+    shutil.copy(paths.field(first), paths.field(second))
+    header, arrays = artifact.load_npz(paths.graph, "graph", 1)
+    artifact.save_npz(paths.graph, {**header, "package_version": "0.0.1"}, **arrays)
+    (place.capture / "images" / "0" / "cam_000.png").touch()
+    done = instant_nk("verify", paths.root, folder=place.folder)
+    assert done.returncode == 4
+    for finding in (
+        f"{paths.observation(1)}: not a readable 'observation' artifact",
+        f"{paths.animation_glb}: not a whole GLB",
+        f"{paths.mesh_frame(2)}: not a whole PLY",
+        "4_observation: frames 3 are missing",
+        f"{paths.mesh_window(second)}: was made from another {paths.field(second)}",
+        f"{paths.motion}: was made from another {paths.graph}",
+        "changed since (1 changed: images/0/cam_000.png)",
+    ):
+        assert finding in done.stderr, f"{finding}\nnot in\n{done.stderr}"
+
+
+# A disk that is full, then read-only, then neither.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, and a function that mounts it again with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(empty, small_disk):
+    disk, remount = small_disk
+    runtime = {"device": "cpu", "results": str(disk)}
+    paths = layout.Paths(disk / SEQUENCE)
+    done = empty.run("canonical", runtime=runtime)
+    assert done.returncode != 0
+    assert re.search(r"could not be written: No space left on device.*free space", done.stdout, re.IGNORECASE), done.stdout
+    assert not paths.canonical_mesh.exists()
+    assert not [path for path in paths.canonical.rglob("*.npz") if ".partial" not in path.name]
+    remount("size=50m")
+    done = empty.run("canonical", runtime=runtime)
+    assert done.returncode == 0, done.stdout
+    assert paths.canonical_mesh.is_file()
+    remount("ro")
+    done = empty.run("graph", runtime=runtime)
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stdout
+    assert paths.canonical_mesh.is_file()
+    remount("rw")
+    assert empty.run("graph", runtime=runtime).returncode == 0
+
+
+def test_two_runs_on_one_results_folder_do_not_mix(finished, tmp_path):
+    place = fresh_windows(finished, tmp_path / "run")
+    for log in place.paths.logs.glob("6_field*.log"):
+        log.unlink()
+    process = place.start("field", **SLOW)
+    wait_for(lambda: list(place.paths.logs.glob("6_field*.log")), "the start of a window")
+    second = place.run("field", **SLOW)
+    assert second.returncode != 0
+    assert "cannot be locked" in second.stdout
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
