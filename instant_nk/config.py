@@ -138,8 +138,11 @@ class FieldConfig:
 @dataclass(frozen=True)
 class MeshConfig:
     formats: list[str] = key(["npz", "ply", "glb"], "which exports to write besides animation.npz: ply, glb, usd, obj, pc2")
-    texture: Literal["vertex", "atlas"] = key("vertex", "vertex: colours per vertex; atlas: a baked UV texture")
+    texture: Literal["vertex", "atlas", "per_frame"] = key(
+        "vertex", "vertex: colours per vertex; atlas: one baked UV texture (needs xatlas); per_frame: also an image per frame, for changing appearance"
+    )
     texture_size: int = key(1024, "side of the baked texture, pixels")
+    texture_views: int = key(150, "images the texture is baked from at most, spread over frames and cameras")
 
 
 @dataclass(frozen=True)

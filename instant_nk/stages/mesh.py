@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import imageio.v3 as iio
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,16 +11,15 @@ from torch import Tensor
 from instant_nk import layout, log
 from instant_nk.fitting import window_files
 from instant_nk.fitting.visibility import seen_by
-from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import mesh as mesh_io
-from instant_nk.io.export import glb, ply
 from instant_nk.io.mesh import Animation
 from instant_nk.kernels.blend_skinning import blend_with_jacobian
 from instant_nk.layout import Job
 from instant_nk.models.warp import LiveSpace, to_canonical
 from instant_nk.models.window_field import WindowField
+from instant_nk.stages import mesh_exports
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +121,9 @@ def join(job: Job) -> None:
     windows = window_files.windows_of(dataset.frames, job.config.field)
     parts = [mesh_io.load_animation(job.paths.mesh_window(w)) for w in windows]
     animation, disagreement = blend(parts, dataset.frames)
-    texture, numbers = bake_texture(job, dataset, animation)
-    exports(job, animation, texture)
+    exported = mesh_exports.write(job, dataset, animation)
     mesh_io.save_animation(job.paths.animation, animation, _header(job, {w: artifact.file_hash(job.paths.mesh_window(w)) for w in windows}))
-    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seam_numbers(animation, parts, disagreement), **numbers})
+    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seam_numbers(animation, parts, disagreement), **exported})
 
 
 def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, list[float]]:
@@ -173,41 +170,3 @@ def seam_numbers(animation: Animation, parts: list[Animation], disagreement: lis
         "seam_step_pct": float(np.mean(steps)) * percent if steps else None,
         "within_jolt_pct": float(jolt.mean()) * percent if len(jolt) else None,
     }
-
-
-def bake_texture(job: Job, dataset: dataset_io.Dataset, animation: Animation) -> tuple[Texture | None, dict]:
-    """The atlas the config asks for, saved as `7_mesh/texture.npz` and `.png`, and its numbers; None when vertices carry the colour."""
-    stale = [job.paths.texture, job.paths.texture.with_suffix(".png")]
-    if job.config.mesh.texture == "vertex":
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return None, {}
-    from instant_nk.fitting.texture import bake
-
-    rest = mesh_io.load(job.paths.canonical_mesh).vertices
-    texture, numbers = bake(animation, dataset, job.config.mesh.texture_size, device=job.device, rest=rest)
-    mesh_io.save_texture(job.paths.texture, texture, _header(job, {"mesh": artifact.file_hash(job.paths.canonical_mesh)}))
-    with artifact.atomic(stale[1]) as aside:
-        iio.imwrite(aside, texture.image)
-    return texture, {f"texture_{name}": value for name, value in numbers.items()}
-
-
-def exports(job: Job, animation: Animation, texture: Texture | None) -> None:
-    """Every format the config asks for; PLY and GLB are what the other tools of this project rely on."""
-    config, fps = job.config.mesh, job.config.report.fps
-    if "ply" in config.formats:
-        ply.export_ply_sequence(animation, job.paths.mesh / "frames")
-    if "glb" in config.formats:
-        glb.export_glb(animation, job.paths.animation_glb, fps, texture)
-    if "usd" in config.formats:
-        from instant_nk.io.export import usd
-
-        usd.export_usd(animation, job.paths.mesh / "animation.usdc", fps, texture)
-    if "obj" in config.formats:
-        from instant_nk.io.export import obj
-
-        obj.export_obj_sequence(animation, job.paths.mesh / "obj", texture)
-    if "pc2" in config.formats:
-        from instant_nk.io.export import pc2
-
-        pc2.export_pc2(animation, job.paths.mesh / "animation.pc2", fps, texture)

@@ -1,0 +1,103 @@
+"""The mesh stage's last step: the baked texture, and every file format the config asks for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+
+from instant_nk import layout
+from instant_nk.fitting import texture as baking
+from instant_nk.geometry import spaces
+from instant_nk.geometry.texture import Texture
+from instant_nk.io import artifact
+from instant_nk.io import dataset as dataset_io
+from instant_nk.io import graph as graph_io
+from instant_nk.io import mesh as mesh_io
+from instant_nk.io.export import glb, obj, pc2, ply, skinned, usd
+from instant_nk.io.mesh import Animation
+from instant_nk.layout import Job
+
+
+def write(job: Job, dataset: dataset_io.Dataset, animation: Animation) -> dict[str, float | bool]:
+    """Texture and exports of the joined animation; what an earlier run exported and this config no longer asks for is removed.
+
+    Returns:
+        numbers for the stage's metrics: of the baking, of the skinned GLB, and every export's size in MiB.
+    """
+    folder = job.paths.mesh
+    mesh = mesh_io.load(job.paths.canonical_mesh)
+    texture, numbers = _texture(job, dataset, animation, mesh)
+    outputs = {
+        "ply": [folder / "frames"],
+        "obj": [folder / "obj"],
+        "glb": [job.paths.animation_glb, folder / "animation_skinned.glb"],
+        "usd": [folder / "animation.usdc", folder / "animation.png"],
+        "pc2": [folder / f"animation_cache{end}" for end in (".pc2", ".obj", ".mtl", ".png")],
+    }
+    for name, paths in outputs.items():
+        wanted = name in job.config.mesh.formats
+        if wanted:
+            numbers |= _export(name, paths[0], job, dataset, animation, mesh, texture)
+        _remove([path for path in paths if not wanted or (texture is None and path.suffix in (".png", ".mtl"))])
+    return numbers | {f"{path.name.replace('.', '_')}_mib": _size(path) / 2**20 for paths in outputs.values() for path in paths if path.exists()}
+
+
+def _export(
+    name: str, path: Path, job: Job, dataset: dataset_io.Dataset, animation: Animation, mesh: mesh_io.Mesh, texture: Texture | None
+) -> dict[str, float | bool]:
+    """Write one format; numbers about it where it has any."""
+    fps = job.config.report.fps
+    if name == "ply":
+        ply.export_ply_sequence(animation, path)
+    elif name == "obj":
+        obj.export_obj_sequence(animation, path, texture)
+    elif name == "usd":
+        usd.export_usd(animation, path, fps, texture)
+    elif name == "pc2":
+        pc2.export_pc2(animation, path, fps, texture)
+    else:
+        glb.export_glb(animation, path, fps, texture)
+        rest = spaces.transform_points(dataset.world_from_scene, mesh.vertices).astype(np.float32)
+        compact = path.with_name("animation_skinned.glb")
+        return skinned.export_skinned_glb(animation, compact, fps, graph_io.load(job.paths.graph), rest, dataset.world_from_scene, texture)
+    return {}
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _texture(job: Job, dataset: dataset_io.Dataset, animation: Animation, mesh: mesh_io.Mesh) -> tuple[Texture | None, dict]:
+    """The atlas, baked, saved as an artifact, and per frame where asked for; None when colours stay on the vertices."""
+    config = job.config.mesh
+    if config.texture != "per_frame":
+        _remove([job.paths.mesh / "texture"])
+    if config.texture == "vertex":
+        _remove([job.paths.texture, job.paths.texture.with_suffix(".png")])
+        return None, {}
+    texture, found = baking.bake(animation, dataset, config.texture_size, max_views=config.texture_views, device=job.device, rest=mesh.vertices)
+    inputs = {"mesh": artifact.file_hash(job.paths.canonical_mesh)}
+    header = artifact.make_header("texture", mesh_io.TEXTURE_FORMAT, "mesh", layout.stage_config(job.config, "mesh"), inputs)
+    mesh_io.save_texture(job.paths.texture, texture, header)
+    _save_image(job.paths.texture.with_suffix(".png"), texture.image)
+    if config.texture == "per_frame":
+        for frame, image in baking.bake_frames(animation, dataset, texture, device=job.device):
+            _save_image(job.paths.mesh / "texture" / f"{frame:06d}.png", image)
+    return texture, {f"texture_{name}": value for name, value in found.items()}
+
+
+def _save_image(path: Path, image: np.ndarray) -> None:
+    with artifact.atomic(path) as aside:
+        iio.imwrite(aside, image)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file or of all files in a folder."""
+    return sum(p.stat().st_size for p in path.iterdir()) if path.is_dir() else path.stat().st_size

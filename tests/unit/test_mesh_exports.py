@@ -1,0 +1,96 @@
+"""The mesh stage's exports: every format from one call, numbers about them, nothing stale left."""
+
+import json
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from instant_nk import config as schema
+from instant_nk.geometry import rasterize, surface
+from instant_nk.io import artifact
+from instant_nk.io import graph as graph_io
+from instant_nk.io import mesh as mesh_io
+from instant_nk.io.dataset import CameraSet, Dataset
+from instant_nk.layout import Job, Paths
+from instant_nk.stages import mesh_exports
+
+SIDE = 48
+
+
+def dataset_of(animation, folder) -> Dataset:
+    """Six cameras along the axes that see the vertex colours."""
+    K = np.array([[1.2 * SIDE, 0, SIDE / 2], [0, 1.2 * SIDE, SIDE / 2], [0, 0, 1.0]])
+    poses = []
+    for axis in range(3):
+        for sign in (-1.0, 1.0):
+            c2w = np.eye(4)
+            forward = -sign * np.eye(3)[axis]
+            right = np.eye(3)[(axis + 1) % 3]
+            c2w[:3, :3] = np.stack([right, np.cross(forward, right), forward], 1)
+            c2w[:3, 3] = -4 * forward
+            poses.append(c2w)
+    rig = CameraSet(tuple(f"{c}.png" for c in range(6)), np.stack(poses), np.tile(K, (6, 1, 1)), np.full((6, 2), SIDE, np.int32))
+    faces, colours = torch.tensor(animation.faces), torch.tensor(animation.colours)
+    for row, frame in enumerate(animation.frames):
+        for c in range(6):
+            raster = rasterize.rasterize(torch.tensor(animation.vertices[row]), faces, torch.tensor(np.linalg.inv(poses[c])), torch.tensor(K), (SIDE, SIDE))
+            rgba = torch.cat([rasterize.interpolate(raster, faces, colours), (raster.face_index >= 0).float()[..., None]], 2)
+            (folder / str(frame)).mkdir(parents=True, exist_ok=True)
+            iio.imwrite(folder / str(frame) / f"{c}.png", np.round(rgba.numpy() * 255).astype(np.uint8))
+    images = {str(f): [f"{f}/{name}" for name in rig.names] for f in animation.frames}
+    return Dataset(
+        folder, folder, tuple(animation.frames.tolist()), 3, rig, rig, np.diag([0.5, 0.5, 0.5, 1]), np.array([[-2.0] * 3, [2.0] * 3]), images, images
+    )
+
+
+@pytest.fixture
+def work(animation, tmp_path):
+    """A job's folder with the artifacts that exports read; scene units are half of world units."""
+    paths = Paths(tmp_path / "demo")
+    rest = animation.vertices[0] / 2
+    mesh = mesh_io.Mesh(rest, animation.faces, surface.vertex_normals(rest, animation.faces).astype(np.float32), animation.colours)
+    mesh_io.save(paths.canonical_mesh, mesh, artifact.make_header("mesh", mesh_io.MESH_FORMAT, "canonical"))
+    nodes = rest[::5].copy()
+    d, index = cKDTree(nodes).query(rest, k=4)
+    weights = 1 / (d + 0.05)
+    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    graph = graph_io.Graph(nodes, np.ones(len(nodes), np.float32), np.zeros((0, 2), np.int32), np.zeros(0, np.float32), index.astype(np.int32), weights)
+    graph_io.save(paths.graph, graph, artifact.make_header("graph", graph_io.FORMAT, "graph"))
+
+    def job(**mesh) -> Job:
+        return Job(schema.parse({"mesh": {"texture_size": 64, **mesh}}), paths)
+
+    return job, dataset_of(animation, tmp_path / "capture"), paths.mesh
+
+
+def test_one_call_writes_every_format_with_the_texture_and_says_their_sizes(work, animation):
+    job, dataset, folder = work
+    numbers = mesh_exports.write(job(formats=["npz", "ply", "glb", "usd", "obj", "pc2"], texture="per_frame"), dataset, animation)
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    frames = [f"{f:06d}" for f in animation.frames]
+    wanted = {"animation.glb", "animation_skinned.glb", "animation.usdc", "animation.png", "texture.npz", "texture.png"}
+    wanted |= {f"animation_cache{end}" for end in (".pc2", ".obj", ".mtl", ".png")} | {f"frames/{f}.ply" for f in frames} | {f"texture/{f}.png" for f in frames}
+    wanted |= {f"obj/{name}" for name in ["surface.mtl", "texture.png", *(f"{f}.obj" for f in frames)]}
+    assert present == wanted
+    assert numbers["animation_glb_mib"] == pytest.approx((folder / "animation.glb").stat().st_size / 2**20)
+    assert numbers["frames_mib"] > 0 and numbers["skinned_written"] and numbers["texture_seen_share"] > 0.9
+    json.dumps(numbers, allow_nan=False)
+
+
+def test_what_the_config_no_longer_asks_for_is_removed(work, animation):
+    job, dataset, folder = work
+    mesh_exports.write(job(formats=["npz", "ply", "glb", "usd", "obj", "pc2"], texture="per_frame"), dataset, animation)
+    mesh_exports.write(job(formats=["npz", "usd"], texture="vertex"), dataset, animation)
+    assert [p.name for p in folder.iterdir()] == ["animation.usdc"]  # its picture went with the texture
+    numbers = mesh_exports.write(job(formats=["npz", "ply"], texture="vertex"), dataset, animation)
+    assert sorted(p.name for p in folder.iterdir()) == ["frames"]
+    assert set(numbers) == {"frames_mib"}
+
+
+def test_the_skinned_file_lies_in_the_world(work, animation):
+    job, dataset, folder = work
+    numbers = mesh_exports.write(job(formats=["npz", "glb"]), dataset, animation)
+    assert numbers["skinned_written"] and numbers["skinned_error_p99_pct"] <= numbers["skinned_bound_pct"]
