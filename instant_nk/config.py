@@ -64,6 +64,7 @@ class CanonicalConfig:
     mesh: str | None = key(None, "a .ply or .obj in world coordinates to use as the canonical surface; null: reconstruct it")
     steps: int = key(700, "training steps")
     samples_per_step: int = key(24000, "target number of samples along rays per step; the ray count adapts to it")
+    max_pixels: int = key(40_000_000, "pixels held in memory at most, 12 bytes each; larger captures keep an even random share")
     levels: int = key(8, "levels of the hash grid")
     features: int = key(4, "channels per level")
     log2_table_size: int = key(16, "entries per level, as a power of two")
@@ -74,7 +75,6 @@ class CanonicalConfig:
     learning_rate: float = key(1e-2, "Adam step size of the grid; the networks use a tenth")
     eikonal_weight: float = key(0.05, "weight of (|grad sdf| - 1)^2")
     mask_weight: float = key(0.2, "weight of the mask's binary cross-entropy")
-    curvature_weight: float = key(0.0, "weight of normal disagreement at a small tangential offset")
     isosurface_resolution: int = key(144, "cells per axis when the surface is extracted")
     target_faces: int | None = key(20000, "decimate the canonical mesh to this many triangles; null: keep all")
     keep_components: float = key(0.02, "keep surface components of at least this share of the largest one's area")
@@ -95,6 +95,7 @@ class ObservationConfig:
     frames_per_job: int = key(4, "frames observed by one job; larger: fewer processes")
     steps: int = key(90, "training steps of the quick neural surface, per frame")
     samples_per_step: int = key(12000, "samples along rays per step")
+    max_pixels: int = key(40_000_000, "pixels of a frame held in memory at most, 12 bytes each")
     log2_table_size: int = key(15, "entries per level of the quick grid, as a power of two")
     finest_resolution: int = key(96, "cells per axis of the quick grid's finest level")
     surface_resolution: int = key(96, "cells per axis when the quick surface is extracted")
@@ -118,6 +119,7 @@ class FieldConfig:
     overlap: int = key(2, "frames shared by neighbouring windows, at least 2")
     steps: int = key(260, "training steps per window")
     samples_per_step: int = key(16000, "target number of samples along rays per step")
+    max_pixels: int = key(40_000_000, "pixels of the window held in memory at most, 12 bytes each; larger captures keep an even random share")
     levels: int = key(6, "levels of the 4-D residual grid")
     features: int = key(2, "channels per level of the residual grid")
     log2_table_size: int = key(15, "entries per level of the residual grid, as a power of two")
@@ -148,7 +150,6 @@ class MeshConfig:
 @dataclass(frozen=True)
 class ReportConfig:
     fps: float = key(10.0, "frames per second of videos and the animated GLB")
-    render_samples: int = key(24, "samples along a ray when pictures are rendered")
     path_frames: int = key(24, "frames of the camera-path video")
 
 
@@ -196,7 +197,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "observation": {"frames_per_job": 2, "steps": 12, "samples_per_step": 3000, "finest_resolution": 32, "surface_resolution": 32, "max_points": 1500, "log2_table_size": 13},
         "registration": {"iterations": 8, "max_points": 800},
         "field": {"window_frames": 3, "steps": 8, "samples_per_step": 3000, "levels": 3, "finest_resolution": 16, "log2_table_size": 12, "checkpoint_every": 4},
-        "report": {"render_samples": 12, "path_frames": 4},
+        "report": {"path_frames": 4},
     },
     "fast": {
         "dataset": {"hull_resolution": 128},
@@ -208,7 +209,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "observation": {"steps": 300, "samples_per_step": 131072, "log2_table_size": 17, "finest_resolution": 256, "surface_resolution": 192, "max_points": 30000},
         "registration": {"iterations": 40, "max_points": 12000},
         "field": {"window_frames": 8, "steps": 800, "samples_per_step": 262144, "levels": 8, "log2_table_size": 18, "finest_resolution": 128, "checkpoint_every": 400},
-        "report": {"render_samples": 48, "path_frames": 48},
+        "report": {"path_frames": 48},
     },
     "high": {
         "dataset": {"hull_resolution": 128},
@@ -220,7 +221,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "observation": {"steps": 800, "samples_per_step": 262144, "log2_table_size": 18, "finest_resolution": 384, "surface_resolution": 256, "max_points": 60000},
         "registration": {"iterations": 60, "max_points": 20000},
         "field": {"window_frames": 8, "steps": 3000, "samples_per_step": 524288, "levels": 8, "log2_table_size": 19, "finest_resolution": 192, "checkpoint_every": 1000},
-        "report": {"render_samples": 96, "path_frames": 96},
+        "report": {"path_frames": 96},
     },
 }  # fmt: skip
 
@@ -426,16 +427,33 @@ def _check(config: Config) -> None:
         for item in dataclasses.fields(part):
             value = getattr(part, item.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and item.name not in ("first", "seed", "canonical_frame"):
-                zero_ok = item.name.endswith("_weight") or item.name in ("curvature_weight", "heldout_cameras", "keep_components", "overlap", "background_tolerance")
-                _require(value >= 0 if zero_ok else value > 0, f"{section.name}.{item.name}", "a number of zero or more" if zero_ok else "a number above zero", value)
+                zero_ok = item.name.endswith("_weight") or item.name in (
+                    "heldout_cameras",
+                    "keep_components",
+                    "overlap",
+                    "background_tolerance",
+                )
+                _require(
+                    value >= 0 if zero_ok else value > 0, f"{section.name}.{item.name}", "a number of zero or more" if zero_ok else "a number above zero", value
+                )
     for name in [config.sequence, *(config.sequences or {})]:
         _require(bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(name))), "sequence", "letters, digits, '_', '-', '.'", name)
     f = config.field
     _require(f.overlap >= 2, "field.overlap", "2 or more frames, so that windows can be blended", f.overlap)
     _require(f.window_frames > f.overlap, "field.window_frames", f"more than field.overlap={f.overlap}", f.window_frames)
     _require(1 <= config.graph.anchors <= 8, "graph.anchors", "1 to 8", config.graph.anchors)
-    _require(config.observation.provider != "meshes" or config.observation.folder is not None, "observation.folder", "a folder of per-frame meshes, because observation.provider is 'meshes'", None)
-    _require(config.registration.source == "solver" or config.registration.folder is not None, "registration.folder", f"a path, because registration.source is '{config.registration.source}'", None)
+    _require(
+        config.observation.provider != "meshes" or config.observation.folder is not None,
+        "observation.folder",
+        "a folder of per-frame meshes, because observation.provider is 'meshes'",
+        None,
+    )
+    _require(
+        config.registration.source == "solver" or config.registration.folder is not None,
+        "registration.folder",
+        f"a path, because registration.source is '{config.registration.source}'",
+        None,
+    )
     for name in config.mesh.formats:
         _require(name in ("npz", "ply", "glb", "usd", "obj", "pc2"), "mesh.formats", "any of npz, ply, glb, usd, obj, pc2", name)
     if config.dataset.box is not None:

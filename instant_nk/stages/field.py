@@ -26,7 +26,7 @@ def run(job: Job) -> None:
     skeleton, _ = window_files.load_skeleton(job.paths, "cpu")
     spec = window_files.residual_spec(config, len(frames))
     field, canonical = window_files.new_field(job.paths, dataset, job.part, spec, config.residual_bound * skeleton.spacing, job.device)
-    source = PixelSource(dataset, frames, job.device)
+    source = PixelSource(dataset, frames, config.max_pixels, job.device)
     logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), nodes=len(skeleton.nodes), inv_std=canonical.inv_std))
     inputs = {
         "dataset": artifact.file_hash(job.paths.manifest),

@@ -56,7 +56,9 @@ def observe_neural(job: Job, dataset: Dataset, frame: int) -> tuple[Observation,
     spec = HashSpec.geometric(LEVELS, FEATURES, c.log2_table_size, BASE, c.finest_resolution)
     hull = dataset.hull(frame)
     fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], 1e-2, 0.05, 0.2)
-    surface = SurfaceFit(fit_config, PixelSource(dataset, [frame], job.device), hull, job.device, job.config.runtime.seed + frame, f"frame {frame}").run()
+    surface = SurfaceFit(
+        fit_config, PixelSource(dataset, [frame], c.max_pixels, job.device), hull, job.device, job.config.runtime.seed + frame, f"frame {frame}"
+    ).run()
     values = meshing.sample_sdf(surface.sdf, surface.occupied, c.surface_resolution)
     vertices, faces = meshing.keep_components(*meshing.isosurface(values), KEEP_COMPONENTS)
     vertices, faces = meshing.decimate(vertices, faces, 2 * c.max_points)

@@ -173,7 +173,7 @@ def balls(base: Path) -> layout.Job:
 @functools.cache
 def balls_pixels(base: Path, frames: tuple[int, ...]) -> tuple[datasets.Dataset, PixelSource]:
     dataset = datasets.load(balls(base).paths.manifest)
-    return dataset, PixelSource(dataset, list(frames))
+    return dataset, PixelSource(dataset, list(frames), 10_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
