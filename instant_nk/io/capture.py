@@ -5,6 +5,7 @@ Snakemake calls `capture_inputs`, `list_frames` and `listing_digest` while parsi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -215,10 +216,18 @@ def _listed(root: Path, path: Path, meta: dict[str, Any]) -> list[Path]:
 def listing(capture: Path | str) -> dict[str, str]:
     """Size in bytes and modification time in ns (`"8123 1763822112000000000"`) of every file of a capture, by name relative to it.
 
-    Images, masks and depth maps are listed; `gt` or results that lie beside them are not.
+    Images, masks, depth maps and clean plates (`plates/`) are listed; `gt` or results that lie beside them are not.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
     root = Path(capture)
     result: dict[str, str] = {}
+
+    def note(name: str, item: os.DirEntry | Path) -> None:
+        with contextlib.suppress(FileNotFoundError):  # a dangling link is reported as a missing image
+            stat = item.stat()
+            result[name] = f"{stat.st_size} {stat.st_mtime_ns}"
 
     def scan(folder: str, prefix: str) -> None:
         with os.scandir(folder) as items:
@@ -226,24 +235,25 @@ def listing(capture: Path | str) -> dict[str, str]:
                 if item.is_dir():
                     scan(item.path, f"{prefix}{item.name}/")
                 else:
-                    stat = item.stat()
-                    result[prefix + item.name] = f"{stat.st_size} {stat.st_mtime_ns}"
+                    note(prefix + item.name, item)
 
     inputs = capture_inputs(root)
-    wanted = list(inputs)
+    wanted = [*inputs, root / "plates", root / "masks_test"]
     for path in inputs:
-        listed = _listed(root, path, cameras.load_json(path))
-        wanted += listed + [f.parent / "masks" for f in listed] + [root / "masks_test"]
+        for listed in _listed(root, path, cameras.load_json(path)):
+            wanted += [listed, layouts.masks_beside(listed)]
     unique = dict.fromkeys(Path(os.path.normpath(w)) for w in wanted)
-    for path in unique:
-        if any(other in path.parents for other in unique if other != Path(os.path.normpath(root))):
-            continue
-        name = os.path.relpath(path, root)
-        if path.is_dir():
-            scan(str(path), name + "/")
-        elif path.is_file():
-            stat = path.stat()
-            result[name] = f"{stat.st_size} {stat.st_mtime_ns}"
+    try:
+        for path in unique:
+            if any(other in path.parents for other in unique):
+                continue
+            name = os.path.relpath(path, root)
+            if path.is_dir():
+                scan(str(path), name + "/")
+            elif path.is_file():
+                note(name, path)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Check the capture's permissions.") from None
     return result
 
 

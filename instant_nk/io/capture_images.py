@@ -18,6 +18,7 @@ from PIL import Image
 from instant_nk.config import DatasetConfig
 from instant_nk.errors import DataError
 from instant_nk.io import artifact, capture_lens
+from instant_nk.io import capture_layout as layouts
 from instant_nk.io.capture_cameras import IMAGE_SUFFIXES, RawCamera
 from instant_nk.io.capture_layout import View
 from instant_nk.io.capture_lens import Lens
@@ -112,7 +113,8 @@ class MaskRule:
 
     Attributes:
         kind: `alpha`: the images' own; `files`: separate images; `colour`: a plain backdrop; `plates`: clean plates.
-        folder: kind files: folder that stands for the view's own, with the same relative names; None: `mask_path` in the json.
+        folder: kind files: folder of the masks; None: `mask_path` in the json.
+        beside: kind files: folder of the images that have the masks' relative names.
         colour: kind colour: the backdrop, f32 [3] in 0..255.
         tolerance: colour distance above which a pixel is subject.
         plates: kind plates: the plate of each camera, by camera name.
@@ -120,6 +122,7 @@ class MaskRule:
 
     kind: Literal["alpha", "files", "colour", "plates"]
     folder: Path | None = None
+    beside: Path | None = None
     colour: np.ndarray | None = None
     tolerance: float = 0.0
     plates: dict[str, Path] = field(default_factory=dict)
@@ -133,12 +136,12 @@ class MaskRule:
         if self.folder is None:
             return view.file(camera, frame, "mask_path")
         image = view.file(camera, frame)
-        wanted = self.folder / os.path.relpath(image, view.folder)
+        wanted = self.folder / os.path.relpath(image, self.beside)
         options = [wanted, *(wanted.with_suffix(s) for s in IMAGE_SUFFIXES)]
         return next((o for o in options if o.is_file()), wanted)
 
 
-def find_masks(settings: DatasetConfig, root: Path, view: View, cameras: Sequence[RawCamera], frames: Sequence[int]) -> MaskRule:
+def find_masks(settings: DatasetConfig, root: Path, view: View, used: Sequence[RawCamera], frames: Sequence[int]) -> MaskRule:
     """Decide where a view's masks come from: `dataset.background`, `mask_path`, a masks folder, or alpha.
 
     Raises:
@@ -147,13 +150,13 @@ def find_masks(settings: DatasetConfig, root: Path, view: View, cameras: Sequenc
     if isinstance(settings.background, list):
         return MaskRule("colour", colour=np.array(settings.background, np.float32), tolerance=settings.background_tolerance)
     if isinstance(settings.background, str):
-        return MaskRule("plates", plates=_find_plates(root, settings.background, cameras), tolerance=settings.background_tolerance)
-    if any("mask_path" in files for c in cameras for files in c.files.values()):
+        return MaskRule("plates", plates=_find_plates(root, settings.background, used), tolerance=settings.background_tolerance)
+    if any("mask_path" in files for c in used for files in c.files.values()):
         return MaskRule("files")
-    images = [p for c in cameras for p in [view.file(c, frames[0])] if p is not None and p.is_file()]
-    for folder in _mask_folders(root, view):
-        if folder.is_dir():
-            return MaskRule("files", folder=folder)
+    images = [p for c in used for p in [view.file(c, frames[0])] if p is not None and p.is_file()]
+    beside, folder = _masks_folder(root, view, used)
+    if folder.is_dir():
+        return MaskRule("files", folder=folder, beside=beside)
     for path in images:
         image = open_image(path)
         if has_alpha(image) and to_rgba(image, path)[..., 3].min() < 255:
@@ -162,15 +165,19 @@ def find_masks(settings: DatasetConfig, root: Path, view: View, cameras: Sequenc
         return MaskRule("alpha")
     raise DataError(
         f"{view.folder}: the images have no masks: no alpha channel, or one that is opaque everywhere (looked at frame {frames[0]}). Give one of: RGBA images whose alpha is the mask; "
-        f"a folder {_mask_folders(root, view)[0]} with the images' relative names; dataset.background: [r, g, b] of a plain backdrop; dataset.background: a folder of clean plates, one image per camera."
+        f"a folder {folder} with the images' relative names; dataset.background: [r, g, b] of a plain backdrop; dataset.background: a folder of clean plates, one image per camera."
     )
 
 
-def _mask_folders(root: Path, view: View) -> list[Path]:
-    """Folders that may hold masks under the names that images have under `view.folder`: `masks` beside `images`, `masks_test` beside `images_test`."""
+def _masks_folder(root: Path, view: View, used: Sequence[RawCamera]) -> tuple[Path, Path]:
+    """An image folder, and the folder whose masks have the names that images have below it."""
     folder = Path(os.path.normpath(view.folder))
-    renamed = folder.with_name(folder.name.replace("images", "masks"))
-    return list(dict.fromkeys(p for p in (renamed, folder.parent / "masks", folder / "masks", root / "masks") if p != folder))
+    if folder != Path(os.path.normpath(root)):
+        return folder, layouts.masks_beside(folder)
+    tops = {PurePosixPath(os.path.normpath(names["file_path"])).parts[0] for c in used for names in c.files.values()}
+    if len(tops) == 1 and not any(view.frame_folders.values()) and "images" in (top := tops.pop()):
+        return folder / top, layouts.masks_beside(folder / top)  # the json names files from the capture's root on
+    return folder, folder / ("masks_test" if view.path.stem.endswith("test") else "masks")
 
 
 def _find_plates(root: Path, name: str, cameras: Sequence[RawCamera]) -> dict[str, Path]:

@@ -199,3 +199,11 @@ def frame_folders_of(root: Path, path: Path, meta: dict[str, Any], names: list[d
     raise DataError(
         f"{folder}: {missing}. {path.name} ('file_folder': {given!r}) wants images at <file_folder>/<frame>/<file_path>, e.g. {folder}/0/{names[0]['file_path']}."
     )
+
+
+def masks_beside(folder: Path) -> Path:
+    """The folder that holds the masks of an image folder: `masks` for `images`, `masks_test` for `images_test`, otherwise `masks` beside it."""
+    name = folder.name
+    if "images" in name:
+        return folder.with_name(name.replace("images", "masks"))
+    return folder.with_name("masks_test" if name.endswith("test") else "masks")

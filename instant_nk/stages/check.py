@@ -28,7 +28,7 @@ LEAST_EXPLAINED = 0.9
 HULL_RESOLUTION = 128
 """Voxels along each axis of the hulls that cameras are compared with: the finer, the smaller the calibration error that shows."""
 MIB = 1 << 20
-BASE_MIB = 450.0
+BASE_MIB = 500.0
 """Resident memory of a process that has loaded torch."""
 
 
@@ -208,7 +208,7 @@ def memory_mib(config: Config, plan: Plan) -> dict[str, float]:
     images = pixels * 4 / MIB
 
     def training(levels: int, features: int, log2_table_size: int, samples: int, width: int) -> float:
-        return (levels * features * 2**log2_table_size * 4 * 4 + samples * (levels * features + 8 * width) * 4 * 3) / MIB
+        return (levels * features * 2**log2_table_size * 4 * 4 + samples * (levels * features + 8 * width) * 4 * 6) / MIB
 
     c, o, f = config.canonical, config.observation, config.field
     canonical = training(c.levels, c.features, c.log2_table_size, c.samples_per_step, c.hidden)

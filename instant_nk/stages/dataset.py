@@ -10,9 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-import resource
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,7 +80,7 @@ class Plan:
 
 def run(job: layout.Job) -> None:
     """Validate the capture and write `1_dataset/`."""
-    started = time.monotonic()
+    watch = log_module.measure()
     config, manifest = job.config, job.paths.manifest
     root = ready_capture(config)
     say_what_changed(root, manifest)
@@ -99,8 +97,7 @@ def run(job: layout.Job) -> None:
         extra = {"masks": plan.train.rule.kind, "box_source": plan.box_source, "hull_surface_voxel_faces": measures.pop("hull_surface")}
         move_in(store, job.paths.dataset)
     captures.save_listing(manifest, plan.listing)
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    artifact.save_json(job.paths.dataset / "metrics.json", {"wall_s": time.monotonic() - started, "peak_host_mib": usage, **measures})
+    artifact.save_json(job.paths.dataset / "metrics.json", {**measures, **watch.numbers()})
     datasets.save(dataset, header, extra)
 
 
@@ -149,6 +146,7 @@ def make_plan(config: Config, store: Path | None) -> Plan:
     box, source = capture.box, "the capture's json"
     if settings.box is not None:
         box, source = np.array(settings.box, np.float64), "dataset.box"
+    log.info("%s", log_module.fields(frames=len(frames), first=frames[0], last=frames[-1], cameras=len(train), heldout=len(heldout), masks=train.rule.kind))
     return Plan(root, listing, frames, train, heldout, box, source, capture.depth_unit)
 
 
@@ -160,7 +158,8 @@ def say_what_changed(root: Path, manifest: Path) -> None:
 
 def workers(config: Config) -> ThreadPoolExecutor:
     """Threads that decode images; decoding releases Python's lock."""
-    return ThreadPoolExecutor(config.runtime.threads or len(os.sched_getaffinity(0)))
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not every system can say what a job may use
+    return ThreadPoolExecutor(config.runtime.threads or mine)
 
 
 def silhouettes(images: Images, frame: int, reductions: list[int], pool: ThreadPoolExecutor) -> list[Silhouette]:
@@ -277,7 +276,7 @@ def disagreement(masks: list[Silhouette], plan: Plan, box: np.ndarray) -> str:
     best = int(np.argmax(agreement))
     if agreement[best] > LEAST_AGREEMENT:
         return f"Without {plan.train.cameras[best].name} they account for {100 * agreement[best]:.0f} %: check that camera's pose and masks."
-    return "Poses must be camera-to-world in OpenGL axes (y up, looking along -z), and images must belong to their camera and frame."
+    return "Poses must be camera-to-world in OpenGL axes (y up, looking along -z), intrinsics for the size of the images, and images must belong to their camera and frame."
 
 
 # Building.

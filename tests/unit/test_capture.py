@@ -264,6 +264,13 @@ def test_the_digest_follows_images_masks_and_json_but_not_what_lies_beside(tmp_p
     assert len(seen) == 5
 
 
+def test_a_dangling_link_does_not_stop_the_listing(tmp_path):
+    write_capture(tmp_path)
+    (tmp_path / "images" / "0" / "cam_001.png").unlink()
+    (tmp_path / "images" / "0" / "cam_001.png").symlink_to(tmp_path / "gone.png")
+    assert "images/0/cam_001.png" not in capture.listing(tmp_path)
+
+
 def test_what_changed_is_named(tmp_path):
     write_capture(tmp_path)
     before = capture.listing(tmp_path)

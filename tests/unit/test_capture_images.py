@@ -1,6 +1,7 @@
 """Images: where masks come from, what is converted and how, and what is said of images that are unsound."""
 
 import io
+import os
 import shutil
 
 import numpy as np
@@ -96,6 +97,27 @@ def test_jpeg_images_take_masks_of_the_same_name_with_another_ending(tmp_path):
     inside = truth[..., 3] > 0
     assert np.abs(got[inside].astype(int) - truth[inside]).mean() < 8
     assert (tmp_path / "images_out" / "0" / "cam_000.png").is_file()
+
+
+def test_masks_of_a_capture_named_from_its_root_and_of_held_out_views_are_their_own(tmp_path):
+    meta = write_capture(tmp_path, frames=1, heldout=1)
+    truth = original(tmp_path, 2)[..., 3]
+    for folder in ("images", "images_test"):
+        shutil.copytree(tmp_path / folder, tmp_path / folder.replace("images", "masks"))
+        resave(tmp_path, lambda i: i.getchannel("A"), folder.replace("images", "masks"))
+        resave(tmp_path, lambda i: i.convert("RGB"), folder)
+    heldout_truth = np.asarray(Image.open(tmp_path / "masks_test" / "0" / "cam_000.png"))
+    np.testing.assert_array_equal(images_of(tmp_path, frames=(0,), optional=True).read(0, 0)[..., 3], heldout_truth)
+    del meta["file_folder"]
+    for entry in meta["frames"]:
+        entry["file_path"] = f"images/0/{entry['file_path']}"
+    rewrite(tmp_path, meta)
+    np.testing.assert_array_equal(images_of(tmp_path, frames=(0,)).read(2, 0)[..., 3], truth)
+    os.rename(tmp_path / "images" / "0", tmp_path / "0")  # frame folders beside the json: masks/0/…
+    for entry in meta["frames"]:
+        entry["file_path"] = entry["file_path"].split("/")[-1]
+    rewrite(tmp_path, meta)
+    np.testing.assert_array_equal(images_of(tmp_path, frames=(0,)).read(2, 0)[..., 3], truth)
 
 
 def test_mask_path_of_the_json_is_used(tmp_path):
