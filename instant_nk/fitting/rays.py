@@ -35,16 +35,20 @@ class Batch:
 class PixelSource:
     """Pixels inside or near the masks of some frames, all training cameras, as 8-bit colour.
 
-    Memory: 12 bytes a kept pixel, on `device`; frames outside `frames` are never read.
+    Memory is bounded whatever the capture's size: 12 bytes a kept pixel, on `device`, at most `max_pixels` of them. Images are
+    read one at a time, and frames outside `frames` never.
 
     Args:
         dataset: where images come from.
         frames: absolute frames.
+        max_pixels: most pixels kept; where the images hold more, an even random share of each.
         device: where rays are made.
     """
 
-    def __init__(self, dataset: Dataset, frames: list[int], device: str | torch.device = "cpu"):
+    def __init__(self, dataset: Dataset, frames: list[int], max_pixels: int, device: str | torch.device = "cpu"):
         from scipy.ndimage import maximum_filter
+
+        share, generator = max_pixels // (len(frames) * len(dataset.cameras)), np.random.default_rng(0)
 
         self.cameras = Cameras.from_world(dataset.cameras.c2w, dataset.cameras.K, dataset.scene_from_world, device)
         colours, pixels, views = [], [], []
