@@ -92,7 +92,7 @@ class GraphConfig:
 class ObservationConfig:
     provider: Literal["neural", "depth", "meshes"] = key("neural", "where evidence of the live surface comes from")
     folder: str | None = key(None, "provider meshes: folder of per-frame meshes named by frame number, world coordinates")
-    frames_per_job: int = key(4, "frames observed by one job; larger: fewer processes")
+    frames_per_job: int | None = key(None, "frames observed by one job; null: 4, and more in a long capture, so that starting processes costs little")
     steps: int = key(90, "training steps of the quick neural surface, per frame")
     samples_per_step: int = key(12000, "samples along rays per step")
     max_pixels: int = key(40_000_000, "pixels of a frame held in memory at most, 12 bytes each")

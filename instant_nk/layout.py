@@ -39,6 +39,9 @@ STAGE_READS = {
 }
 
 
+BATCHES_PER_SEQUENCE = 32  # enough to keep a rack of GPUs busy; more would spend their time starting
+
+
 @dataclass(frozen=True)
 class Paths:
     """Every path of one sequence: `results/{sequence}/1_dataset … 8_report`."""
@@ -138,6 +141,11 @@ class Paths:
         return self.report / "index.html"
 
     @property
+    def report_preview(self) -> Path:
+        """A small moving picture of the animated mesh."""
+        return self.report / "turntable.gif"
+
+    @property
     def metrics(self) -> Path:
         return self.report / "metrics.json"
 
@@ -196,8 +204,12 @@ def windows(frames: list[int], length: int, overlap: int) -> list[str]:
     return result
 
 
-def batches(frames: list[int], size: int) -> list[str]:
-    """Names of the disjoint batches of at most `size` frames that cover `frames`, equally long within one frame."""
+def batches(frames: list[int], size: int | None = None) -> list[str]:
+    """Names of the disjoint batches of at most `size` frames that cover `frames`, equally long within one frame.
+
+    None: 4 frames, and more where that would make more than BATCHES_PER_SEQUENCE jobs.
+    """
+    size = size or max(4, -(-len(frames) // BATCHES_PER_SEQUENCE))
     count = -(-len(frames) // size)
     edges = [round(i * len(frames) / count) for i in range(count + 1)]
     return [part_name(frames[a], frames[b - 1]) for a, b in zip(edges, edges[1:])]
