@@ -13,6 +13,8 @@ from instant_nk.kernels.blend_skinning import blend_with_jacobian, inverse
 from instant_nk.models.occupancy import cell_centres, dilate
 
 SECOND_SEED_CELLS = 3.0  # canonical distance, in cells, from which a second surface patch counts as another one
+CLOSING = 1.5  # and how much nearer than there it must have come: on one flat patch distances stay as they are
+SECOND_SEED_CANDIDATES = 12  # vertices looked at, one a cell: they reach about two cells along the first patch and so past it
 
 
 class NodeMotion(nn.Module):
@@ -77,8 +79,6 @@ class LiveSpace:
     """
 
     def __init__(self, skeleton: Skeleton, rotations: Tensor, translations: Tensor, resolution: int, band_cells: int = 2):
-        from scipy.spatial import cKDTree
-
         self.skeleton, self.resolution = skeleton, resolution
         device = skeleton.vertices.device
         frames, v = rotations.shape[0], len(skeleton.vertices)
@@ -87,6 +87,7 @@ class LiveSpace:
         self.live, self.inverse_jacobian = [], []
         centres = cell_centres(resolution)
         rest = skeleton.vertices.cpu().numpy()
+        sparse = np.unique(np.floor(rest * (resolution / 2)).astype(np.int64), axis=0, return_index=True)[1]
         for f in range(frames):
             frame = torch.full((v,), f, device=device)
             live, jacobian = blend_with_jacobian(skeleton.vertices, skeleton.anchors, skeleton.nodes, skeleton.radii, rotations, translations, frame)
@@ -94,12 +95,10 @@ class LiveSpace:
             self.inverse_jacobian.append(_safe_inverse(jacobian))
             occupied = self._splat(live, band_cells)
             rows = occupied.reshape(-1).nonzero()[:, 0]
-            _, near = cKDTree(live.cpu().numpy()).query(centres[rows.cpu()].numpy(), k=min(8, v))
-            near = near.reshape(len(rows), -1)
-            apart = np.linalg.norm(rest[near] - rest[near[:, :1]], axis=-1) > SECOND_SEED_CELLS * 2 / resolution
-            second = np.where(apart.any(1), near[np.arange(len(near)), apart.argmax(1)], -1)
             self.occupied[f] = occupied
-            self.seeds[f].reshape(-1, 2)[rows] = torch.from_numpy(np.stack([near[:, 0], second], 1).astype(np.int32)).to(device)
+            self.seeds[f].reshape(-1, 2)[rows] = torch.from_numpy(_two_seeds(centres[rows.cpu()].numpy(), live.cpu().numpy(), rest, sparse, 2 / resolution)).to(
+                device
+            )
         self.live, self.inverse_jacobian = torch.stack(self.live), torch.stack(self.inverse_jacobian)
 
     def _splat(self, points: Tensor, band: int) -> Tensor:
@@ -118,6 +117,33 @@ class LiveSpace:
         """First-order inverse around a vertex: v + J^-1 (x - W(v)), [N, 3]."""
         offset = x - self.live[frame, vertex]
         return self.skeleton.vertices[vertex] + (self.inverse_jacobian[frame, vertex] @ offset[..., None])[..., 0]
+
+
+def _two_seeds(points: np.ndarray, live: np.ndarray, rest: np.ndarray, sparse: np.ndarray, cell: float) -> np.ndarray:
+    """Nearest vertex of each live point, and the nearest one of another patch of the surface that has come close; -1 for none. i32 [N, 2].
+
+    Args:
+        live: moved vertices [V, 3]; rest: the same at rest.
+        sparse: about one vertex a cell: among all of them, the nearest few would lie on the first patch.
+        cell: edge of a cell, scene units.
+    """
+    from scipy.spatial import cKDTree
+
+    first = cKDTree(live).query(points)[1]
+    seeds = np.stack([first, np.full_like(first, -1)], 1).astype(np.int32)
+    count = min(SECOND_SEED_CANDIDATES, len(sparse))
+    near = sparse[cKDTree(live[sparse]).query(points, k=count)[1].reshape(len(points), count)]
+
+    def squared(vertices: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        offset = vertices[near[rows]] - vertices[first[rows], None]
+        return np.einsum("nkd,nkd->nk", offset, offset)
+
+    at_rest = squared(rest, slice(None))
+    rows = np.flatnonzero((at_rest > (SECOND_SEED_CELLS * cell) ** 2).any(1))
+    apart = at_rest[rows] > np.maximum((SECOND_SEED_CELLS * cell) ** 2, CLOSING**2 * squared(live, rows))
+    found = apart.any(1)
+    seeds[rows[found], 1] = near[rows[found], apart[found].argmax(1)]
+    return seeds
 
 
 def _safe_inverse(jacobian: Tensor) -> Tensor:
