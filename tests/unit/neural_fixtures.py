@@ -65,12 +65,12 @@ def capsule_mesh() -> tuple[np.ndarray, np.ndarray]:
     return vertices, faces
 
 
-def bars(gap: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+def bars(gap: float = 0.3, spacing: float = 0.06) -> tuple[np.ndarray, np.ndarray]:
     """Two bars along y, `gap` apart along x between their inner sides; the first half of the vertices is the left one."""
     bar = trimesh.creation.box((0.2, 1.0, 0.2))
     parts = []
     for side in (-1, 1):
-        vertices, faces, _ = deformation_graph.surface.refine(bar.vertices + [side * (gap / 2 + 0.1), 0, 0], bar.faces, 0.06)
+        vertices, faces, _ = deformation_graph.surface.refine(bar.vertices + [side * (gap / 2 + 0.1), 0, 0], bar.faces, spacing)
         parts.append((vertices, faces))
     return np.concatenate([v for v, _ in parts]), np.concatenate([parts[0][1], parts[1][1] + len(parts[0][0])])
 
@@ -97,11 +97,9 @@ def rigid(nodes: Tensor, rotation: Tensor, shift: Tensor) -> tuple[Tensor, Tenso
     return rotation.expand(1, len(nodes), 3, 3).contiguous(), (nodes @ rotation.T + shift - nodes)[None]
 
 
-def skeleton_of(
-    vertices: np.ndarray, faces: np.ndarray, dtype: torch.dtype = torch.float32, max_nodes: int = 40, anchors: int = 4
-) -> tuple[Skeleton, graph.Graph]:
+def skeleton_of(vertices: np.ndarray, faces: np.ndarray, dtype: torch.dtype = torch.float32, max_nodes: int = 40, anchors: int = 4) -> Skeleton:
     made = deformation_graph.build(vertices, faces, max_nodes=max_nodes, anchors=anchors)
-    skeleton = Skeleton(
+    return Skeleton(
         torch.tensor(made.node_positions, dtype=dtype),
         torch.tensor(made.node_radii, dtype=dtype),
         torch.from_numpy(made.edges).long(),
@@ -110,7 +108,11 @@ def skeleton_of(
         torch.tensor(vertices, dtype=dtype),
         torch.from_numpy(made.vertex_anchors).long(),
     )
-    return skeleton, made
+
+
+@functools.cache
+def capsule_skeleton(dtype: torch.dtype = torch.float32) -> Skeleton:
+    return skeleton_of(*capsule_mesh(), dtype=dtype)
 
 
 # Fields
