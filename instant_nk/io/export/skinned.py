@@ -11,6 +11,7 @@ stated bound.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ from instant_nk.io.mesh import Animation
 logger = logging.getLogger(__name__)
 
 INFLUENCES = 4  # three.js and most engines read no more
-ROUNDS = 3  # joints, weights, joints, ...
-SWEEPS = 4  # over all joints in a round
+ROUNDS = 2  # joints, weights, joints, ...
+SWEEPS = 3  # over all joints in a round
 WEIGHT_ANCHORING = 1e-4  # pull of a vertex's weights towards the graph's, where motion leaves them open
 ANCHORING = 1e-3  # pull towards the frame's rigid motion, against joints whose few vertices leave a rotation open
 
@@ -56,26 +57,36 @@ def _on_simplex(w: np.ndarray) -> np.ndarray:
     return np.maximum(w - np.take_along_axis(excess, last, 1), 0)
 
 
-def fit_weights(
-    rest: np.ndarray, target: np.ndarray, joints: np.ndarray, start: np.ndarray, centres: np.ndarray, rotations: np.ndarray, translations: np.ndarray
-) -> np.ndarray:
-    """Weights [V, K] on the simplex that best explain the target with the joints as they move, near `start` where they are open."""
-    result = np.empty_like(start)
-    for chunk in np.array_split(np.arange(len(rest)), -(-len(rest) // 1000)):
-        k = joints[chunk]
-        places = np.einsum("nvkij,vkj->vkni", rotations[:, k], rest[chunk][:, None] - centres[k]) + (centres[k] + translations[:, k]).transpose(1, 2, 0, 3)
-        gap = (places - target[:, chunk].transpose(1, 0, 2)[:, None]).reshape(*k.shape, -1)  # weights sum to 1, so the target moves inside
-        gram = gap @ gap.transpose(0, 2, 1)
-        trace = np.einsum("vkk->v", gram)[:, None, None]
-        gram += WEIGHT_ANCHORING * trace * np.eye(k.shape[1])
-        pull = WEIGHT_ANCHORING * trace[..., 0] * start[chunk]
-        step = 1 / np.maximum(np.linalg.norm(gram, axis=(1, 2)), 1e-30)[:, None]
-        w = ahead = start[chunk]
-        for i in range(100):  # accelerated projected gradient
-            before, w = w, _on_simplex(ahead - step * (np.einsum("vkl,vl->vk", gram, ahead) - pull))
-            ahead = w + i / (i + 3) * (w - before)
-        result[chunk] = w
-    return result
+@dataclass
+class Joints:
+    """Joint motion over N frames; a point x of joint k moves to R (x - centre) + place.
+
+    Attributes:
+        centres: positions at rest, f64 [M, 3].
+        rotations: f64 [M, N, 3, 3].
+        places: positions at every frame, f64 [M, N, 3].
+    """
+
+    centres: np.ndarray
+    rotations: np.ndarray
+    places: np.ndarray
+
+    @staticmethod
+    def rigid(rest: np.ndarray, target: np.ndarray, centres: np.ndarray) -> Joints:
+        """All joints moved by each frame's best rigid motion of the whole."""
+        whole = _rigid(rest, target)
+        places = (centres - rest.mean(0)) @ whole.transpose(0, 2, 1) + target.mean(0)[:, None]
+        return Joints(centres, np.repeat(whole[None], len(centres), 0), np.ascontiguousarray(places.transpose(1, 0, 2)))
+
+    def move(self, k: int, points: np.ndarray) -> np.ndarray:
+        """Points [P, 3] under joint k at all frames, [P, N, 3]."""
+        turned = (points - self.centres[k]) @ self.rotations[k].reshape(-1, 3).T
+        return turned.reshape(len(points), -1, 3) + self.places[k]
+
+    def move_each(self, k: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Each point [P, 3] under its own joint [P] at all frames, [P, N, 3]."""
+        turned = self.rotations[k].reshape(len(k), -1, 3) @ (points - self.centres[k])[:, :, None]
+        return turned.reshape(len(k), -1, 3) + self.places[k]
 
 
 def _procrustes(covariance: np.ndarray) -> np.ndarray:
@@ -86,75 +97,86 @@ def _procrustes(covariance: np.ndarray) -> np.ndarray:
     return np.einsum("nji,nj,nkj->nik", vt, flip, u)
 
 
-def _rigid(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rotation of the best rigid motion of points [V, 3] onto [N, V, 3]: [N, 3, 3]."""
-    return _procrustes(np.einsum("vi,nvj->nij", source - source.mean(0), target - target.mean(1, keepdims=True)))
+def _rigid(rest: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rotation of the best rigid motion of points [V, 3] onto [V, N, 3] at every frame: [N, 3, 3]."""
+    centred = target - target.mean(0)
+    covariance = (rest - rest.mean(0)).T @ centred.reshape(len(rest), -1)
+    return _procrustes(covariance.reshape(3, -1, 3).transpose(1, 0, 2))
 
 
-def rigid_start(rest: np.ndarray, target: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All joints moved by the best rigid motion of the whole, per frame: rotations [N, M, 3, 3], translations [N, M, 3]."""
-    whole = _rigid(rest, target)
-    translations = np.einsum("nij,mj->nmi", whole, centres - rest.mean(0)) + target.mean(1)[:, None] - centres
-    return np.repeat(whole[:, None], len(centres), 1), translations
+def skin(rest: np.ndarray, joints: np.ndarray, weights: np.ndarray, motion: Joints) -> np.ndarray:
+    """Linear blend skinning at all frames, [V, N, 3]: what a viewer computes from the file."""
+    result = np.zeros((len(rest), motion.places.shape[1], 3))
+    for part in _parts(len(rest)):
+        for slot in range(joints.shape[1]):
+            result[part] += weights[part, slot, None, None] * motion.move_each(joints[part, slot], rest[part])
+    return result
 
 
-def fit_joints(
-    rest: np.ndarray, target: np.ndarray, joints: np.ndarray, weights: np.ndarray, centres: np.ndarray, rotations: np.ndarray, translations: np.ndarray
-) -> None:
-    """Improve `rotations` and `translations` in place so that skinning `rest` [V, 3] repeats `target` [N, V, 3]."""
+def _parts(count: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(count), max(1, -(-count // 1000)))
+
+
+def fit_weights(rest: np.ndarray, target: np.ndarray, joints: np.ndarray, start: np.ndarray, motion: Joints) -> np.ndarray:
+    """Weights [V, K] on the simplex that best explain the target with the joints as they move, near `start` where they are open."""
+    result = np.empty_like(start)
+    for part in _parts(len(rest)):
+        k = joints[part]
+        places = np.stack([motion.move_each(k[:, slot], rest[part]) for slot in range(k.shape[1])], 1)
+        gap = (places - target[part][:, None]).reshape(*k.shape, -1)  # weights sum to 1, so the target moves inside
+        gram = gap @ gap.transpose(0, 2, 1)
+        trace = np.einsum("vkk->v", gram)[:, None, None]
+        gram += WEIGHT_ANCHORING * trace * np.eye(k.shape[1])
+        pull = WEIGHT_ANCHORING * trace[..., 0] * start[part]
+        step = 1 / np.maximum(np.linalg.norm(gram, axis=(1, 2)), 1e-30)[:, None]
+        w = ahead = start[part]
+        for i in range(100):  # accelerated projected gradient
+            before, w = w, _on_simplex(ahead - step * ((gram @ ahead[..., None])[..., 0] - pull))
+            ahead = w + i / (i + 3) * (w - before)
+        result[part] = w
+    return result
+
+
+def fit_joints(rest: np.ndarray, target: np.ndarray, joints: np.ndarray, weights: np.ndarray, motion: Joints) -> None:
+    """Improve the joints' motion in place so that skinning `rest` [V, 3] repeats `target` [V, N, 3]."""
     whole, flat, share = _rigid(rest, target), joints.ravel(), weights.ravel()
     used = np.flatnonzero(share > 0)
     used = used[np.argsort(flat[used], kind="stable")]
-    members = np.split(used, np.searchsorted(flat[used], np.arange(1, len(centres))))
-    moved = skin(rest, joints, weights, centres, rotations, translations)
+    members = np.split(used, np.searchsorted(flat[used], np.arange(1, len(motion.centres))))
+    gap = target - skin(rest, joints, weights, motion)
     for _ in range(SWEEPS):
         for k, slots in enumerate(members):
             if not len(slots):
                 continue
             vertex, w = slots // joints.shape[1], share[slots]
-            own = w[:, None] * _moved(rest[vertex], centres[k], rotations[:, k], translations[:, k])
-            others = moved[:, vertex] - own
-            rotations[:, k], place = _solve_joint(rest[vertex] - centres[k], w, target[:, vertex] - others, whole)
-            translations[:, k] = place - centres[k]
-            moved[:, vertex] = others + w[:, None] * _moved(rest[vertex], centres[k], rotations[:, k], translations[:, k])
+            wanted = gap[vertex] + w[:, None, None] * motion.move(k, rest[vertex])
+            motion.rotations[k], motion.places[k] = _solve_joint(rest[vertex] - motion.centres[k], w, wanted, whole)
+            gap[vertex] = wanted - w[:, None, None] * motion.move(k, rest[vertex])
 
 
 def _solve_joint(point: np.ndarray, w: np.ndarray, wanted: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """R, t that minimise sum |w (R p + t) - q|^2 over the joint's vertices: [N, 3, 3], [N, 3]."""
+    """R [N, 3, 3] and t [N, 3] that minimise sum |w (R p + t) - q|^2 over the joint's vertices, for q = wanted [P, N, 3]."""
     total = (w**2).sum()
-    p_mean = (w[:, None] ** 2 * point).sum(0) / total
-    q_mean = np.einsum("v,nvi->ni", w, wanted) / total
+    p_mean = w**2 @ point / total
+    flat = wanted.reshape(len(wanted), -1)
+    q_mean = (w @ flat / total).reshape(-1, 3)
     p = point - p_mean
-    covariance = np.einsum("v,vi,nvj->nij", w, p, wanted - w[:, None] * q_mean[:, None])
-    size = (w**2 * (p**2).sum(1)).sum() + 1e-12 * total
+    covariance = ((w[:, None] * p).T @ flat).reshape(3, -1, 3).transpose(1, 0, 2)  # sum w^2 p = 0, so q needs no centring
+    size = w**2 @ (p**2).sum(1) + 1e-12 * total
     rotation = _procrustes(covariance + ANCHORING * size * whole.transpose(0, 2, 1))
     return rotation, q_mean - rotation @ p_mean
 
 
-def _moved(points: np.ndarray, centre: np.ndarray, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """Points [P, 3] under one joint at all frames, [N, P, 3]."""
-    return np.einsum("nij,pj->npi", rotation, points - centre) + (centre + translation)[:, None]
-
-
-def skin(rest: np.ndarray, joints: np.ndarray, weights: np.ndarray, centres: np.ndarray, rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
-    """Linear blend skinning at all frames, [N, V, 3]: what a viewer computes from the file."""
-    result = np.zeros((len(rotations), *rest.shape))
-    for slot in range(joints.shape[1]):
-        k = joints[:, slot]
-        result += weights[:, slot, None] * (np.einsum("nvij,vj->nvi", rotations[:, k], rest - centres[k]) + (centres[k] + translations[:, k]))
-    return result
-
-
-def decompose(rest: np.ndarray, target: np.ndarray, graph: Graph, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Four joints and weights per vertex, and the joints' rotations and translations, that repeat the target."""
-    rotations, translations = rigid_start(rest, target, centres)
+def decompose(rest: np.ndarray, target: np.ndarray, graph: Graph, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray, Joints]:
+    """Four joints and weights per vertex, and the joints' motion, that repeat the target [V, N, 3]."""
+    motion = Joints.rigid(rest, target, centres)
     joints, weights = graph.vertex_anchors.astype(np.int64), graph.vertex_weights.astype(np.float64)
-    fit_joints(rest, target, joints, weights, centres, rotations, translations)
+    fit_joints(rest, target, joints, weights, motion)
     for _ in range(ROUNDS):
-        weights = fit_weights(rest, target, joints, weights, centres, rotations, translations)
+        weights = fit_weights(rest, target, joints, weights, motion)
         joints, weights = strongest(joints, weights)
-        fit_joints(rest, target, joints, weights, centres, rotations, translations)
-    return joints, weights.astype(np.float32).astype(np.float64), rotations, translations
+        fit_joints(rest, target, joints, weights, motion)
+    return joints, weights.astype(np.float32).astype(np.float64), motion
 
 
 def export_skinned_glb(
@@ -192,9 +214,9 @@ def export_skinned_glb(
     offset = node_offset(animation.vertices)
     centres = graph.node_positions @ world_from_scene[:3, :3].T + world_from_scene[:3, 3] - offset
     base = (rest.astype(np.float64) - offset).astype(np.float32)
-    target = animation.vertices.astype(np.float64) - offset
-    joints, weights, rotations, translations = decompose(base.astype(np.float64), target, graph, centres)
-    distance = np.linalg.norm(skin(base.astype(np.float64), joints, weights, centres, rotations, translations) - target, axis=2)
+    target = np.ascontiguousarray((animation.vertices.astype(np.float64) - offset).transpose(1, 0, 2))  # [V, N, 3]: a vertex's frames lie together
+    joints, weights, motion = decompose(base.astype(np.float64), target, graph, centres)
+    distance = np.linalg.norm(skin(base.astype(np.float64), joints, weights, motion) - target, axis=2)
     percent = 100 * distance / max(float(np.linalg.norm(np.ptp(target, axis=(0, 1)))), 1e-30)
     p99 = float(np.quantile(percent, 0.99))
     numbers = {
@@ -207,7 +229,7 @@ def export_skinned_glb(
         return numbers
     document = Document()
     _add_mesh(document, animation, base, joints, weights, texture)
-    _add_joints(document, centres, offset, times, rotations, centres + translations)
+    _add_joints(document, motion, offset, times)
     document.json["meshes"][0]["extras"] = {"frames": animation.frames.tolist(), "fps": fps, "error_p99_pct": p99}
     document.write(path)
     return numbers
@@ -225,8 +247,9 @@ def _add_mesh(document: Document, animation: Animation, base: np.ndarray, joints
     document.json["meshes"] = [{"name": "surface", "primitives": [primitive]}]
 
 
-def _add_joints(document: Document, centres: np.ndarray, offset: np.ndarray, times: np.ndarray, rotations: np.ndarray, positions: np.ndarray) -> None:
+def _add_joints(document: Document, motion: Joints, offset: np.ndarray, times: np.ndarray) -> None:
     """Node 0 is the mesh, node 1 the root of the joints, node 2 + k joint k; the offset from the world's origin sits in node 1."""
+    centres = motion.centres
     m = len(centres)
     inverse_bind = np.tile(np.eye(4, dtype=np.float32), (m, 1, 1))
     inverse_bind[:, 3, :3] = -centres  # column-major: the translation is the last row here
@@ -238,13 +261,13 @@ def _add_joints(document: Document, centres: np.ndarray, offset: np.ndarray, tim
         "scenes": [{"nodes": [0, 1]}],
         "scene": 0,
     }
-    quaternions = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_quat().reshape(len(times), m, 4)
+    quaternions = Rotation.from_matrix(motion.rotations.reshape(-1, 3, 3)).as_quat().reshape(m, len(times), 4)
     for i in range(1, len(times)):  # the short way between frames
-        quaternions[i] *= np.where((quaternions[i] * quaternions[i - 1]).sum(1, keepdims=True) < 0, -1, 1)
+        quaternions[:, i] *= np.where((quaternions[:, i] * quaternions[:, i - 1]).sum(1, keepdims=True) < 0, -1, 1)
     key_times = document.add(times, bounds=True)
     samplers, channels = [], []
     for k in range(m):
-        for name, values in (("translation", positions[:, k]), ("rotation", quaternions[:, k])):
+        for name, values in (("translation", motion.places[k]), ("rotation", quaternions[k])):
             channels.append({"sampler": len(samplers), "target": {"node": 2 + k, "path": name}})
             samplers.append({"input": key_times, "output": document.add(values.astype(np.float32)), "interpolation": "LINEAR"})
     document.json["animations"] = [{"name": "frames", "samplers": samplers, "channels": channels}]
