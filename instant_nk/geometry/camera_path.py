@@ -35,14 +35,32 @@ def orbit(c2w: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
         c2w: the rig, [C, 4, 4].
         centre: what is looked at, [3].
     """
+    x, y, _ = _axes(c2w)
+    offset = np.asarray(c2w, np.float64)[:, :3, 3] - centre
+    return _around(c2w, centre, _azimuths(np.arctan2(offset @ y, offset @ x), count))
+
+
+def turntable(c2w: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
+    """Poses f64 [count, 4, 4] in a full circle around `centre`, from the rig's first camera on, whatever the rig has seen; see `orbit`."""
+    x, y, _ = _axes(c2w)
+    offset = np.asarray(c2w[0], np.float64)[:3, 3] - centre
+    return _around(c2w, centre, np.arctan2(offset @ y, offset @ x) + 2 * np.pi * np.arange(count) / count)
+
+
+def _axes(c2w: np.ndarray) -> np.ndarray:
+    """Two directions across the rig's up, and up, f64 [3, 3]."""
     up = up_direction(c2w)
+    across = np.eye(3)[np.abs(up).argmin()]
+    x = np.cross(across, up) / np.linalg.norm(np.cross(across, up))
+    return np.stack([x, np.cross(up, x), up])
+
+
+def _around(c2w: np.ndarray, centre: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
+    """Poses that look at `centre` from the given angles, at the rig's typical distance and height."""
+    x, y, up = _axes(c2w)
     offset = np.asarray(c2w, np.float64)[:, :3, 3] - centre
     distance = np.median(np.linalg.norm(offset, axis=1))
     height = np.clip(np.median(offset @ up) / distance, -0.7, 0.7)
-    across = np.eye(3)[np.abs(up).argmin()]
-    x = np.cross(across, up) / np.linalg.norm(np.cross(across, up))
-    y = np.cross(up, x)
-    azimuth = _azimuths(np.arctan2(offset @ y, offset @ x), count)
     flat = np.sqrt(1 - height**2)
     eyes = centre + distance * (flat * (np.cos(azimuth)[:, None] * x + np.sin(azimuth)[:, None] * y) + height * up)
     return np.stack([look_at(eye, centre, up) for eye in eyes])
@@ -62,14 +80,27 @@ def _azimuths(seen: np.ndarray, count: int) -> np.ndarray:
     return start + extent * (0.5 - 0.5 * np.cos(phase))
 
 
-def framing(points: np.ndarray, poses: np.ndarray, size: tuple[int, int], fill: float = 0.92) -> np.ndarray:
-    """Intrinsics f64 [3, 3] with the longest focal length that keeps all points within `fill` of pictures of (width, height) taken from the poses."""
-    extent = 1e-9
+def _half_extent(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """How far the points reach from the picture's centre, across and down, as tangents of angles, over all poses: [2]."""
+    extent = np.full(2, 1e-9)
     for pose in poses:
         local = (points - pose[:3, 3]) @ pose[:3, :3]
-        extent = max(extent, float((np.abs(local[:, :2]) / np.maximum(local[:, 2:], 1e-9) / np.array(size)).max()))
-    focal = 0.5 * fill / extent
+        extent = np.maximum(extent, (np.abs(local[:, :2]) / np.maximum(local[:, 2:], 1e-9)).max(0))
+    return extent
+
+
+def framing(points: np.ndarray, poses: np.ndarray, size: tuple[int, int], fill: float = 0.92) -> np.ndarray:
+    """Intrinsics f64 [3, 3] with the longest focal length that keeps all points within `fill` of pictures of (width, height) taken from the poses."""
+    focal = 0.5 * fill / float((_half_extent(points, poses) / np.array(size)).max())
     return np.array([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]])
+
+
+def snug_size(points: np.ndarray, poses: np.ndarray, longest: int) -> tuple[int, int]:
+    """Even width and height in pixels of pictures that are as tall for their width as what they show, at most 1:2 or 2:1."""
+    extent = _half_extent(points, poses)
+    share = np.maximum(extent / extent.max(), 0.5)
+    width, height = (max(2, int(round(longest * s / 2)) * 2) for s in share)
+    return width, height
 
 
 def frame_order(frames: int, count: int) -> np.ndarray:

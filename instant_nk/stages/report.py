@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from instant_nk import layout, log
-from instant_nk.geometry import camera_path, evaluation
+from instant_nk.geometry import evaluation
 from instant_nk.io import artifact, metrics, truth
 from instant_nk.io.dataset import Dataset
-from instant_nk.io.export.video import write_video
+from instant_nk.io.mesh import Animation
 from instant_nk.io.metrics import StageCost
 from instant_nk.layout import Job
-from instant_nk.stages import report_page, report_results, report_scores
+from instant_nk.stages import report_films, report_index, report_page, report_results, report_scores
 from instant_nk.stages.report_results import Renders, Results
 from instant_nk.stages.report_scores import Scores
 from instant_nk.viewer import pictures
@@ -25,16 +25,14 @@ from instant_nk.viewer.mesh_renderer import MeshRenderer
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SIDE = 320  # pixels, of the camera path's pictures
-
 
 def run(job: Job) -> None:
     """Measure and draw; the page is written last, so that it is there only when everything is."""
     watch = log.measure()
     results = report_results.load(job)
-    neural, drawn = neural_renderer(job, results), MeshRenderer(results.animation, job.device)
+    neural, drawn = neural_renderer(job, results), MeshRenderer(results.animation, job.device, texture=results.texture)
     views = render_heldout(job.paths.report, results, neural, drawn)
-    films = render_path(job, results, neural)
+    films = report_films.write(job, results, neural, drawn)
     scores = score(results, drawn, views)
     costs = results.costs | {"report": StageCost("report")}
     costs["report"].add("report", watch.numbers())
@@ -45,6 +43,7 @@ def run(job: Job) -> None:
     pages = report_page.build(job, results, neural, drawn, summary, frames, costs, films)
     with artifact.atomic(job.paths.report_page) as aside:
         aside.write_text(pages, encoding="utf-8")
+    report_index.write(job.paths.root.parent)
     logger.info("report %s", log.fields(page=str(job.paths.report_page), **{k: v for k, v in summary.items() if v is not None}))
 
 
@@ -56,7 +55,8 @@ def neural_renderer(job: Job, results: Results) -> Renders:
 
 
 def _inputs(job: Job) -> dict[str, str]:
-    return {"animation": artifact.file_hash(job.paths.animation), "motion": artifact.file_hash(job.paths.motion)}
+    used = {"animation": job.paths.animation, "motion": job.paths.motion, "texture": job.paths.texture}
+    return {name: artifact.file_hash(path) for name, path in used.items() if path.is_file()}
 
 
 def render_heldout(folder: Path, results: Results, neural: Renders, drawn: MeshRenderer) -> list[dict[str, Any]]:
@@ -68,56 +68,23 @@ def render_heldout(folder: Path, results: Results, neural: Renders, drawn: MeshR
     for done, (frame, c) in enumerate(wanted, 1):
         size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
         picture = pictures.to_rgba(pictures.layers_of(neural.render(rig.c2w[c], rig.K[c], size, frame)))
-        with artifact.atomic(folder / "renders" / str(frame) / _inside(rig.names[c])) as aside:
+        with artifact.atomic(report_films.render_file(folder, frame, rig.names[c])) as aside:
             aside.write_bytes(pictures.png_bytes(picture))
         view: dict[str, Any] = {"frame": frame, "camera": rig.names[c]}
         true_picture = results.dataset.heldout_image(c, frame)
         if true_picture is not None:
             view |= evaluation.score_picture(picture / 255, true_picture / 255)
-            of_mesh = pictures.to_rgba(drawn.render(rig.c2w[c], rig.K[c], size, frame))
-            view |= {f"mesh_{name}": value for name, value in evaluation.score_picture(of_mesh / 255, true_picture / 255).items()}
+            of_mesh = drawn.render(rig.c2w[c], rig.K[c], size, frame)
+            view |= _mesh_scores("mesh", of_mesh | {"rgb": of_mesh["vertex_rgb"]}, true_picture)
+            if drawn.textured:
+                view |= _mesh_scores("texture", of_mesh, true_picture)
         views.append(view)
         progress.update(done)
     return views
 
 
-def _inside(name: str) -> Path:
-    """A camera's file name as a path that stays below the folder it is put in."""
-    return Path(*[part for part in Path(name).parts if part not in ("..", "/")])
-
-
-def render_path(job: Job, results: Results, neural: Renders) -> dict[str, Path]:
-    """Write `rgb.mp4` and `depth.mp4` along a camera path around the subject, the clip playing to and fro.
-
-    Returns:
-        path of each video by name.
-    """
-    config, animation = job.config.report, results.animation
-    points = animation.vertices.reshape(-1, 3).astype(np.float64)
-    low, high = points.min(0), points.max(0)
-    points = points[:: max(1, len(points) // 20000)]
-    poses = camera_path.orbit(results.dataset.cameras.c2w, (low + high) / 2, config.path_frames)
-    size = _video_size(results.dataset)
-    K = camera_path.framing(points, poses, size)
-    near, far = np.percentile([(points - pose[:3, 3]) @ pose[:3, 2] for pose in poses], (1, 99))
-    colours, depths = [], []
-    progress = log.Progress("report video", len(poses), logger)
-    for done, (pose, row) in enumerate(zip(poses, camera_path.frame_order(len(animation.frames), len(poses))), 1):
-        layers = pictures.layers_of(neural.render(pose, K, size, int(animation.frames[row])))
-        colours.append(pictures.flat(pictures.to_rgba(layers)))
-        depths.append(pictures.depth_picture(layers, near, far))
-        progress.update(done)
-    films = {"rgb": job.paths.report / "rgb.mp4", "depth": job.paths.report / "depth.mp4"}
-    write_video(films["rgb"], colours, config.fps)
-    write_video(films["depth"], depths, config.fps)
-    return films
-
-
-def _video_size(data: Dataset) -> tuple[int, int]:
-    """Width and height of the path's pictures: the first camera's shape, no larger than VIDEO_SIDE and no larger than its images."""
-    width, height = (int(n) for n in data.cameras.sizes[0])
-    factor = min(1.0, VIDEO_SIDE / max(width, height))
-    return max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2)
+def _mesh_scores(name: str, layers: dict[str, np.ndarray], true_picture: np.ndarray) -> dict[str, float]:
+    return {f"{name}_{key}": value for key, value in evaluation.score_picture(pictures.to_rgba(layers) / 255, true_picture / 255).items()}
 
 
 def score(results: Results, drawn: MeshRenderer, views: list[dict[str, Any]]) -> Scores:
@@ -132,6 +99,7 @@ def score(results: Results, drawn: MeshRenderer, views: list[dict[str, Any]]) ->
 
 def _parts(results: Results, data: Dataset, animation: Animation, drawn: MeshRenderer, views: list[dict[str, Any]]) -> Iterator[Scores]:
     yield report_scores.of_animation(animation, data)
+    yield report_scores.of_mesh(animation)
     yield report_scores.of_motion(results.motion, animation, data)
     yield report_scores.of_silhouettes(drawn, animation, data)
     yield report_scores.of_truth(animation, truth.load(data.capture, animation.frames.tolist()))

@@ -13,7 +13,7 @@ from instant_nk import __version__
 from instant_nk.geometry import evaluation, spaces
 from instant_nk.io.export.video import write_video
 from instant_nk.io.mesh import Animation
-from instant_nk.io.metrics import StageCost
+from instant_nk.io.metrics import QUANTITIES, StageCost
 from instant_nk.layout import Job
 from instant_nk.stages import report_scores
 from instant_nk.stages.report_results import Renders, Results
@@ -24,6 +24,10 @@ from instant_nk.viewer.player import player_html
 PLAYER_FRAMES = 120  # of longer clips every n-th frame is embedded
 SHOWN_SIDE = 420  # pixels, of pictures inside the page
 FILM_ID = "input-video"
+SOUNDNESS = (
+    "mesh_components", "mesh_open_edges", "mesh_overshared_edges", "mesh_turned_edges", "mesh_inside_out_components", "mesh_degenerate_faces",
+    "mesh_unused_vertices",
+)  # fmt: skip
 
 
 def build(
@@ -44,14 +48,17 @@ def build(
         body += page.notice(f"Registration calls these frames doubtful, and they are marked below: {', '.join(map(str, doubtful))}.")
     if summary.get("chamfer_pct") is None:
         body += "<p>This capture has no ground truth: surface and tracking errors are unknown.</p>"
-    body += page.section("Input and rendering", page.comparison(comparison(results, neural, drawn, doubtful)), _heldout_note(results))
+    body += page.section(
+        "Input and rendering", heldout_film(results, films) + page.comparison(comparison(results, neural, drawn, doubtful)), _heldout_note(results)
+    )
     body += page.section(
         "Graph", graph_pictures(results), f"{len(results.graph.node_positions)} nodes, {len(results.graph.edges)} edges, at the canonical frame."
     )
     body += page.section("Quality per frame", quality(per_frame, doubtful))
+    body += page.section("Is the mesh sound?", soundness(summary), verdict(summary))
     body += page.section("Training", page.loss_charts(costs))
     body += page.section("Cost", page.cost_charts(costs), "Time is the sum over a stage's jobs, also of those that ran side by side.")
-    body += page.section("All numbers", page.metrics_table(summary) + _mesh_table(results.animation) + page.stage_details(results.costs))
+    body += page.section("All numbers", page.metrics_table(summary) + "<h3>What each stage wrote down</h3>" + page.stage_details(results.costs))
     when = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     footer = f"instant-nk {__version__}, {when}, capture {page.text(results.dataset.capture.name)}"
     return page.document(job.paths.root.name, body, footer)
@@ -68,6 +75,7 @@ def hero(job: Job, results: Results, films: dict[str, Path]) -> str:
     player = player_html(
         shown,
         fps=fps,
+        texture=results.texture,
         nodes=live_nodes(results, shown),
         edges=results.graph.edges,
         title=job.paths.root.name,
@@ -82,6 +90,7 @@ def hero(job: Job, results: Results, films: dict[str, Path]) -> str:
         page.film(films[name].read_bytes(), caption)
         for name, caption in (("rgb", "neural rendering along a camera path"), ("depth", "its depth, dark is near"))
     )
+    path += f"<div class='wide'>{page.film(films['turntable'].read_bytes(), 'the animated mesh on a turntable, in colour and bare')}</div>"
     return f"<div class='hero'>{player}<div class='films'><div class='wide'>{film}</div>{path}</div></div>"
 
 
@@ -121,6 +130,15 @@ def _heldout_note(results: Results) -> str:
     if not len(results.dataset.heldout):
         return "The capture has no held-out cameras: these are training views."
     return "Cameras that were held out: no stage has seen their pictures."
+
+
+def heldout_film(results: Results, films: dict[str, Path]) -> str:
+    """The first held-out camera over the whole clip; nothing where there is none."""
+    if "heldout" not in films:
+        return ""
+    frames, images = results.animation.frames.tolist(), results.dataset.heldout_images
+    given = "input, " if all(images[str(frame)][0] is not None for frame in frames) else ""
+    return page.film(films["heldout"].read_bytes(), f"held-out camera {results.dataset.heldout.names[0]}: {given}neural rendering, animated mesh")
 
 
 def comparison(results: Results, neural: Renders, drawn: MeshRenderer, doubtful: list[int]) -> list[page.View]:
@@ -227,7 +245,20 @@ def quality(per_frame: dict[str, Any], doubtful: list[int]) -> str:
     return f"<div class='charts'>{''.join(result)}</div>"
 
 
-def _mesh_table(animation: Animation) -> str:
-    check = report_scores.mesh_check(animation)
-    rows = "".join(f"<tr><td>{page.text(name)}</td><td class='value'>{charts.number(value)}</td></tr>" for name, value in check.items())
-    return f"<h3>Is the mesh sound?</h3><table>{rows}</table><h3>What each stage wrote down</h3>"
+# Is the mesh sound?
+
+
+def soundness(summary: dict[str, Any]) -> str:
+    """The numbers of the mesh's check, in words."""
+    rows = "".join(f"<tr><td>{page.text(QUANTITIES[name].meaning)}</td><td class='value'>{charts.number(summary[name])}</td></tr>" for name in SOUNDNESS)
+    folded = charts.number(100 * summary["flipped_fraction_worst"])
+    return f"<table>{rows}<tr><td>neighbouring faces folded over in the worst frame</td><td class='value'>{folded} %</td></tr></table>"
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """What a tool that opens the mesh will find, in a sentence."""
+    pieces = summary["mesh_components"]
+    told = ["closed" if summary["mesh_watertight"] else "not closed", "of one piece" if pieces == 1 else f"of {pieces} pieces"]
+    faults = {"edges turned": "mesh_turned_edges", "pieces inside out": "mesh_inside_out_components", "faces without area": "mesh_degenerate_faces"}
+    found = [f"{summary[key]} {what}" for what, key in faults.items() if summary[key]]
+    return f"The animated mesh is {' and '.join(told)}; " + (f"it has {', '.join(found)}." if found else "all faces look outwards and have an area.")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from instant_nk import layout
+from instant_nk.geometry.texture import Texture
 from instant_nk.io import dataset, graph, mesh, metrics, motion
 from instant_nk.io.dataset import Dataset
 from instant_nk.io.graph import Graph
@@ -25,7 +26,7 @@ class Renders(Protocol):
 
 @dataclass
 class Results:
-    """Everything of a run that the report reads."""
+    """Everything of a run that the report reads; `texture` is None where the mesh stage baked none."""
 
     dataset: Dataset
     animation: Animation
@@ -33,6 +34,7 @@ class Results:
     motion: Motion
     canonical: Mesh
     costs: dict[str, StageCost]
+    texture: Texture | None = None
 
 
 def load(job: Job) -> Results:
@@ -48,4 +50,5 @@ def load(job: Job) -> Results:
         motion.load(job.paths.motion),
         mesh.load(job.paths.canonical_mesh),
         metrics.stage_costs(job.paths, parts),
+        mesh.load_texture(job.paths.texture) if job.paths.texture.is_file() else None,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from instant_nk.geometry import evaluation, surface
+from instant_nk.geometry import evaluation, mesh_check
 from instant_nk.io.dataset import Dataset
 from instant_nk.io.mesh import Animation
 from instant_nk.io.metrics import StageCost
@@ -45,6 +45,7 @@ def of_animation(animation: Animation, dataset: Dataset) -> Scores:
         "cycle_error_median": float(np.median(animation.cycle_error)) / diagonal,
         "sdf_residual_median": float(np.median(animation.sdf_residual)) / diagonal,
         "flipped_fraction": float(folds.mean()),
+        "flipped_fraction_worst": float(folds.max()),
         "acceleration_pct": float(shake.mean()) if len(shake) else None,
     }
     percent = 100 / diagonal
@@ -112,8 +113,9 @@ def of_views(views: list[dict[str, Any]]) -> Scores:
     names = {
         "test_psnr_db": "psnr_db", "test_fg_psnr_db": "fg_psnr_db", "test_ssim": "ssim",
         "mesh_test_psnr_db": "mesh_psnr_db", "mesh_test_fg_psnr_db": "mesh_fg_psnr_db", "mesh_test_ssim": "mesh_ssim",
+        "texture_test_psnr_db": "texture_psnr_db", "texture_test_fg_psnr_db": "texture_fg_psnr_db",
     }  # fmt: skip
-    return Scores({name: evaluation.mean_of(scored, source) for name, source in names.items()}, {})
+    return Scores({name: evaluation.mean_of([view for view in scored if source in view], source) for name, source in names.items()}, {})
 
 
 def of_seams(mesh: StageCost) -> Scores:
@@ -122,17 +124,8 @@ def of_seams(mesh: StageCost) -> Scores:
     return Scores({name: joined.get(name) for name in ("seam_disagreement_pct", "seam_step_pct", "within_jolt_pct")}, {})
 
 
-def mesh_check(animation: Animation) -> dict[str, int | float]:
-    """Whether the mesh is one that tools accept: open edges, edges of three faces or more, pieces, faces without area."""
-    faces = animation.faces
-    sides = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
-    _, count = np.unique(sides, axis=0, return_counts=True)
-    areas = surface.face_areas(animation.vertices[0], faces)
-    used = np.unique(faces)
-    return {
-        "open edges": int((count == 1).sum()),
-        "edges shared by more than two faces": int((count > 2).sum()),
-        "pieces": len(np.unique(surface.components(animation.vertices.shape[1], faces)[used])),
-        "faces without area": int((areas < 1e-6 * np.median(areas)).sum()),
-        "vertices without a face": int(animation.vertices.shape[1] - len(used)),
-    }
+def of_mesh(animation: Animation) -> Scores:
+    """Whether the mesh is one that tools accept."""
+    found = mesh_check.check(animation.vertices, animation.faces)
+    whole = found["open_edges"] == 0 and found["overshared_edges"] == 0
+    return Scores({"mesh_watertight": int(whole)} | {f"mesh_{name}": value for name, value in found.items()}, {})

@@ -107,7 +107,7 @@ def source_of(paths: Paths, name: str) -> Path | None:
     """The file behind a name in a header's `inputs`; None for what lies outside the results."""
     known = {
         "dataset": paths.manifest, "canonical": paths.canonical_field, "mesh": paths.canonical_mesh, "graph": paths.graph, "motion": paths.motion,
-        "animation": paths.animation,
+        "animation": paths.animation, "texture": paths.texture,
     }  # fmt: skip
     return paths.mesh_window(name) if WINDOW.fullmatch(name) else known.get(name)
 

@@ -1,4 +1,4 @@
-"""Pictures of the animated mesh with its vertex colours, by z-buffer: the same interface as the neural renderer."""
+"""Pictures of the animated mesh with its texture or vertex colours, by z-buffer: the same interface as the neural renderer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from instant_nk.errors import ContractError
 from instant_nk.geometry import rasterize, surface
+from instant_nk.geometry import texture as texture_map
+from instant_nk.geometry.texture import Texture
 from instant_nk.io.mesh import Animation
 
 
@@ -17,14 +20,24 @@ class MeshRenderer:
         animation: vertices, faces and colours.
         device: where to rasterise.
         supersample: samples along each axis of a pixel.
+        texture: shown instead of the vertex colours.
+
+    Raises:
+        ContractError: the texture belongs to another mesh.
     """
 
-    def __init__(self, animation: Animation, device: str = "cpu", supersample: int = 2):
+    def __init__(self, animation: Animation, device: str = "cpu", supersample: int = 2, texture: Texture | None = None):
         self.animation, self.device, self.supersample = animation, device, supersample
         self.row = {int(frame): i for i, frame in enumerate(animation.frames)}
         self.faces = torch.from_numpy(animation.faces).long().to(device)
         self.colours = torch.from_numpy(animation.colours).to(device)
         self.kept: tuple[int, torch.Tensor, torch.Tensor] | None = None
+        self.textured = texture is not None
+        if texture is not None:
+            if not np.array_equal(texture.vertex_of[texture.faces], animation.faces):
+                raise ContractError("texture: lies on another mesh than the animation's. Re-run stage 'mesh' (--forcerun mesh_join).")
+            self.uv, self.uv_faces = torch.from_numpy(texture.uv).to(device), torch.from_numpy(texture.faces).long().to(device)
+            self.image = torch.from_numpy(texture.image).float().to(device) / 255
 
     def _frame(self, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Vertices and vertex normals [V, 3] of a frame; the last one is kept, because many cameras look at it."""
@@ -44,8 +57,9 @@ class MeshRenderer:
             frame: absolute frame number.
 
         Returns:
-            rgb: straight colour f32 [H, W, 3]; alpha: coverage f32 [H, W]; depth: along the optical axis, world units, 0
-            where nothing is seen, f32 [H, W]; normal: unit, world space, f32 [H, W, 3].
+            rgb: straight colour f32 [H, W, 3]; vertex_rgb: the same from the vertex colours, also where a texture is shown;
+            alpha: coverage f32 [H, W]; depth: along the optical axis, world units, 0 where nothing is seen, f32 [H, W];
+            normal: unit, world space, f32 [H, W, 3].
         """
         n, (width, height) = self.supersample, size
         vertices, normals = self._frame(frame)
@@ -53,12 +67,27 @@ class MeshRenderer:
         scaled = torch.from_numpy(np.diag([n, n, 1.0]) @ np.asarray(K, np.float64))
         raster = rasterize.rasterize(vertices, self.faces, w2c, scaled, (width * n, height * n))
         seen = (raster.face_index >= 0).float()[..., None]
-        layers = torch.cat([rasterize.interpolate(raster, self.faces, torch.cat([self.colours, normals], 1)), raster.depth[..., None], seen], -1)
-        layers = layers.reshape(height, n, width, n, 8).mean((1, 3))
+        layers = [rasterize.interpolate(raster, self.faces, torch.cat([self.colours, normals], 1)), raster.depth[..., None], seen]
+        layers = torch.cat([*layers, self._texels(raster)] if self.textured else layers, -1)
+        layers = layers.reshape(height, n, width, n, -1).mean((1, 3))
         alpha = layers[..., 7]
-        straight = layers[..., :7] / alpha.clamp_min(1e-6)[..., None]
-        values = {"rgb": straight[..., :3], "alpha": alpha, "depth": straight[..., 6], "normal": F.normalize(straight[..., 3:6], dim=-1)}
+        straight = layers / alpha.clamp_min(1e-6)[..., None]
+        values = {
+            "rgb": straight[..., 8:] if self.textured else straight[..., :3],
+            "vertex_rgb": straight[..., :3],
+            "alpha": alpha,
+            "depth": straight[..., 6],
+            "normal": F.normalize(straight[..., 3:6], dim=-1),
+        }
         return {name: value.cpu().numpy() for name, value in values.items()}
+
+    def _texels(self, raster: rasterize.Raster) -> torch.Tensor:
+        """The texture's colour at every sample, bilinear, [H, W, 3]; black where nothing is seen."""
+        seen = raster.face_index >= 0
+        uv = rasterize.interpolate(raster, self.uv_faces, self.uv)[seen]
+        colour = torch.zeros(*seen.shape, 3, device=self.image.device)
+        colour[seen] = texture_map.read(self.image, uv * torch.tensor([self.image.shape[1], self.image.shape[0]], device=uv.device))
+        return colour
 
     def silhouette(self, c2w: np.ndarray, K: np.ndarray, size: tuple[int, int], frame: int, stride: int = 1) -> np.ndarray:
         """Whether each `stride`-th pixel's centre, starting at `stride // 2`, sees the mesh: bool [rows, columns]."""

@@ -13,6 +13,9 @@ from instant_nk.geometry.evaluation import on_white
 # Dark blue (near) to pale yellow (far), of steadily growing lightness.
 DEPTH_STOPS = np.array([[36, 24, 92], [42, 80, 150], [38, 138, 150], [92, 188, 120], [190, 216, 90], [252, 244, 170]]) / 255
 
+CLAY = np.array([0.86, 0.83, 0.80])
+CLAY_LIGHT = np.array([-0.5, -0.7, -0.51])  # camera axes, unit
+
 
 def layers_of(rendered: dict[str, Any]) -> dict[str, np.ndarray]:
     """A renderer's layers, tensors on any device or arrays, as arrays."""
@@ -42,6 +45,13 @@ def normal_picture(layers: dict[str, np.ndarray], c2w: np.ndarray) -> np.ndarray
     """Normals as colour in the camera's frame (red right, green up, blue towards the viewer), on white, u8 [H, W, 3]."""
     local = layers["normal"] @ np.asarray(c2w, np.float64)[:3, :3] * np.array([1, -1, -1])
     return _over_white(0.5 + 0.5 * local, layers["alpha"])
+
+
+def clay_picture(layers: dict[str, np.ndarray], c2w: np.ndarray) -> np.ndarray:
+    """The bare surface lit from the camera and from above left of it, on white, u8 [H, W, 3]: shape without colour."""
+    local = layers["normal"] @ np.asarray(c2w, np.float64)[:3, :3]  # OpenCV axes: towards the viewer is -z, up is -y
+    front, above = np.clip(-local[..., 2], 0, 1), np.clip(local @ CLAY_LIGHT, 0, 1)
+    return _over_white(CLAY * np.clip(0.3 + 0.25 * front + 0.55 * above, 0, 1)[..., None], layers["alpha"])
 
 
 def _over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -22,9 +22,12 @@ def text(root: Path) -> str:
     summary, units = found["summary"], found["units"]
     places = (
         ("report", paths.report_page),
+        ("all sequences", paths.root.parent / "index.html"),
         ("animated mesh", paths.animation_glb),
         ("vertices", paths.animation),
-        ("video", paths.report / "rgb.mp4"),
+        ("texture", paths.texture.with_suffix(".png")),
+        ("preview video", paths.report / "turntable.mp4"),
+        ("rendering", paths.report / "rgb.mp4"),
         ("all metrics", paths.metrics),
     )
     lines = [f"{what:<14} {path}" for what, path in places if path.is_file()]

@@ -14,6 +14,7 @@ import pytest
 from instant_nk import config as configuration
 from instant_nk import entry, layout
 from instant_nk.geometry import evaluation, spaces, surface
+from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact, dataset, graph, mesh, metrics, motion, truth
 from instant_nk.models import deformation_graph
 from instant_nk.stages import dataset as dataset_stage
@@ -130,11 +131,77 @@ def test_the_videos_play_along_the_path(job):
         assert (frames.min(-1) < 200).mean() > 0.02 and frames[0].std() > 5
 
 
+def test_the_turntable_shows_the_mesh_in_colour_and_bare(job):
+    video = iio.imread(job.paths.report / "turntable.mp4", plugin="FFMPEG").astype(int)
+    config = configuration.parse({"preset": "tiny"}).report
+    assert len(video) == 3 * config.path_frames
+    half = video.shape[2] // 2
+    left, right = video[:, :, :half], video[:, :, half:]
+    spread = [(side.max(-1) - side.min(-1))[side.min(-1) < 200].mean() for side in (left, right)]
+    assert spread[0] > 40 and spread[1] < 25  # clay is almost grey
+    seen = video.min(-1) < 240
+    rows, columns = np.flatnonzero(seen.any((0, 2))), np.flatnonzero(left.min(-1).min(0).min(0) < 240)
+    assert max(np.ptp(rows) / video.shape[1], np.ptp(columns) / half) > 0.8  # cut to the subject's shape
+    assert ((left[0].min(-1) < 240) != (left[3].min(-1) < 240)).mean() > 0.01
+
+
+def test_the_preview_is_small_and_moves(job):
+    assert job.paths.report_preview.stat().st_size < 1_000_000
+    preview = iio.imread(job.paths.report_preview)
+    assert len(preview) >= 8 and (preview[0] != preview[4]).any(-1).mean() > 0.01
+
+
+def test_the_held_out_camera_s_video_shows_truth_rendering_and_mesh_side_by_side(job):
+    data = dataset.load(job.paths.manifest)
+    video = iio.imread(job.paths.report / "heldout.mp4", plugin="FFMPEG").astype(float)
+    assert video.shape == (4, 48, 3 * 48, 3)
+    for row, frame in enumerate(data.frames):
+        true = evaluation.on_white(data.heldout_image(0, frame) / 255) * 255
+        given, rendered, meshed = np.split(video[row], 3, axis=1)
+        assert np.abs(given - true).mean() < 6 and np.abs(rendered - true).mean() < 12 and np.abs(meshed - rendered).mean() < 3
+
+
+def test_the_summary_says_whether_the_mesh_is_sound(job):
+    summary = metrics.load(job.paths.metrics)["summary"]
+    assert summary["mesh_watertight"] == 1 and summary["mesh_components"] == 1 and summary["flipped_fraction_worst"] == 0
+    for name in ("open_edges", "overshared_edges", "turned_edges", "inside_out_components", "degenerate_faces", "unused_vertices"):
+        assert summary[f"mesh_{name}"] == 0
+
+
+def test_without_a_texture_there_are_no_numbers_of_one(job):
+    value = metrics.load(job.paths.metrics)
+    assert value["summary"]["texture_test_psnr_db"] is None and "texture" not in value["header"]["inputs"]
+    assert "data:image/jpeg" not in job.paths.report_page.read_text()
+
+
+def red_texture(faces, count):
+    """One red texture: every vertex of the mesh at the middle of the image."""
+    return Texture(np.full((count, 2), 0.5, np.float32), np.arange(count, dtype=np.int32), faces, np.broadcast_to(np.uint8([250, 10, 10]), (8, 8, 3)).copy())
+
+
+def test_a_baked_texture_is_shown_and_scored_against_the_held_out_pictures(tmp_path):
+    job = write_run(tmp_path)
+    animation = mesh.load_animation(job.paths.animation)
+    mesh.save_texture(job.paths.texture, red_texture(animation.faces, animation.vertices.shape[1]), header("texture", mesh.TEXTURE_FORMAT, "mesh"))
+    report.run(job)
+    value = metrics.load(job.paths.metrics)
+    summary = value["summary"]
+    assert summary["texture_test_psnr_db"] < summary["mesh_test_psnr_db"] - 3  # the truth is not all red
+    assert summary["mesh_test_psnr_db"] > 24  # the vertex colours are still scored as such
+    assert summary["texture_test_fg_psnr_db"] < summary["texture_test_psnr_db"]
+    assert value["header"]["inputs"]["texture"] == artifact.file_hash(job.paths.texture)
+    assert "data:image/jpeg;base64," in job.paths.report_page.read_text()  # in the player
+    video = iio.imread(job.paths.report / "turntable.mp4", plugin="FFMPEG").astype(int)
+    left = video[:, :, : video.shape[2] // 2]
+    inside = left.min(-1) < 120
+    assert inside.mean() > 0.05 and (left[inside][:, 0] - left[inside][:, 1]).mean() > 150
+
+
 def test_the_page_is_self_contained_and_marks_doubtful_frames(job):
     page = job.paths.report_page.read_text()
     assert not re.search(r"""(src|href|url|srcset|poster)\s*[=(]\s*['"]?\s*(https?:)?//""", page)
     assert not re.search(r"https?://|\bfetch\(|XMLHttpRequest|\bimport\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
-    assert page.count("data:video/mp4;base64,") == 3 and page.count("data:image/png;base64,") >= 17
+    assert page.count("data:video/mp4;base64,") == 5 and page.count("data:image/png;base64,") >= 17
     assert "doubtful, and they are marked below: 2." in page and page.count("class='doubt'") >= 8 and "frame 2, cam_000.png – doubtful" in page
     for wanted in (
         "SDF residual",
@@ -146,6 +213,7 @@ def test_the_page_is_self_contained_and_marks_doubtful_frames(job):
         "field: psnr",
         "peak memory",
         "nk-player",
+        "The animated mesh is closed and of one piece; all faces look outwards and have an area.",
     ):
         assert wanted in page
     for name, quantity in metrics.QUANTITIES.items():
@@ -186,7 +254,7 @@ def test_without_truth_and_held_out_cameras_the_rest_is_reported(tmp_path):
         assert value["summary"][name] is None
     assert value["summary"]["silhouette_iou"] > 0.95 and value["summary"]["flipped_fraction"] == 0 and value["views"] == []
     page = job.paths.report_page.read_text()
-    assert "no ground truth" in page and "no held-out cameras" in page and "against the truth" not in page
+    assert "no ground truth" in page and not (job.paths.report / "heldout.mp4").exists() and "no held-out cameras" in page and "against the truth" not in page
 
 
 def test_a_held_out_camera_without_picture_is_rendered_and_not_scored(tmp_path):

@@ -1,13 +1,15 @@
-"""mp4 video through the ffmpeg that imageio-ffmpeg carries."""
+"""mp4 video through the ffmpeg that imageio-ffmpeg carries, and small GIF previews."""
 
 from __future__ import annotations
 
+import io
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+from PIL import Image
 
 from instant_nk.errors import ContractError
 from instant_nk.io import artifact
@@ -63,3 +65,41 @@ def _check_whole(path: Path, frames: int) -> None:
 def _check(path: Path, i: int, frame: np.ndarray, shape: tuple[int, ...]) -> None:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
         raise ContractError(f"{path}: frame {i} of the video must be uint8 [{shape[0]}, {shape[1]}, 3], got {frame.dtype} {list(frame.shape)}.")
+
+
+def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: float, largest: int = 1_000_000) -> None:
+    """Write RGB images u8 [H, W, 3] as a GIF without end, of at most `largest` bytes, whole or not at all.
+
+    Where it would be larger, every second picture is left out, as long as eight or more stay and five or more are shown
+    per second; then pictures are made smaller.
+
+    Raises:
+        ContractError: no frames, a frame of another size or type, or the disk is full.
+    """
+    path = Path(path)
+    check_fps(fps)
+    if not len(frames):
+        raise ContractError(f"{path}: a GIF needs at least one frame; got none.")
+    for i, frame in enumerate(frames):
+        _check(path, i, frame, frames[0].shape)
+    pictures, factor = [Image.fromarray(frame) for frame in frames], 1.0
+    while len(data := _gif(pictures, fps, factor)) > largest and factor * max(pictures[0].size) > 16:
+        if len(pictures) >= 16 and fps >= 10:
+            pictures, fps = pictures[::2], fps / 2
+        else:
+            factor *= max(0.5, min(0.9, (largest / len(data)) ** 0.5))
+    with artifact.atomic(path) as aside:
+        aside.write_bytes(data)
+
+
+def _gif(pictures: list[Image.Image], fps: float, factor: float) -> bytes:
+    """One palette for all pictures, chosen from a mosaic of some of them: colours do not flicker, and unchanged pixels cost nothing."""
+    size = tuple(max(1, round(n * factor)) for n in pictures[0].size)
+    scaled = [picture.resize(size, Image.Resampling.LANCZOS) if factor < 1 else picture for picture in pictures]
+    some = scaled[:: max(1, len(scaled) // 8)]
+    mosaic = Image.fromarray(np.concatenate([np.asarray(picture) for picture in some]))
+    palette = mosaic.quantize(128, dither=Image.Dither.NONE)
+    shown = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in scaled]
+    out = io.BytesIO()
+    shown[0].save(out, "GIF", save_all=True, append_images=shown[1:], duration=round(1000 / fps), loop=0, optimize=False)
+    return out.getvalue()

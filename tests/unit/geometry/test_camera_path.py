@@ -44,6 +44,24 @@ def test_one_camera_is_enough_for_a_look_around():
     assert 20 - 15 < azimuth.min() < azimuth.max() < 20 + 15 and np.ptp(azimuth) > 20
 
 
+def test_a_turntable_turns_fully_from_the_first_camera_whatever_the_rig_saw():
+    poses = camera_path.turntable(_ring([-40, -10, 15, 50]), np.zeros(3), 9)
+    azimuth = np.unwrap(_azimuth(poses, np.zeros(3)), period=360)
+    assert azimuth[0] % 360 == pytest.approx(320, abs=1) and np.allclose(np.abs(np.diff(azimuth)), 40, atol=2)
+    assert np.allclose(np.linalg.norm(poses[:, :3, 3], axis=1), np.hypot(3, 0.4))
+
+
+def test_pictures_take_the_subject_s_shape_and_even_sides():
+    poses = camera_path.turntable(_ring([0, 90, 180, 270]), np.zeros(3), 8)
+    tall = np.random.default_rng(0).uniform(-1, 1, (300, 3)) * [0.2, 1, 0.2]
+    width, height = camera_path.snug_size(tall, poses, 320)
+    assert height == 320 and width == 160  # 1:2 at most
+    width, height = camera_path.snug_size(tall * [4, 1, 4], poses, 321)
+    assert width % 2 == height % 2 == 0 and 0.7 <= width / height < 1.2
+    K = camera_path.framing(tall, poses, (160, 320))
+    assert max(np.abs((p := ((tall - pose[:3, 3]) @ pose[:3, :3]) @ K.T)[:, :2] / p[:, 2:] / [160, 320] - 0.5).max() for pose in poses) == pytest.approx(0.46)
+
+
 def test_framing_keeps_every_point_in_the_picture_and_wastes_little():
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (200, 3))
