@@ -28,8 +28,8 @@ from instant_nk.io.mesh import Animation
 logger = logging.getLogger(__name__)
 
 INFLUENCES = 4  # three.js and most engines read no more
-ROUNDS = 2  # joints, weights, joints, ...
-SWEEPS = 3  # over all joints in a round
+ROUNDS = 3  # joints, weights, joints, ...
+SWEEPS = 4  # over all joints in a round
 WEIGHT_ANCHORING = 1e-4  # pull of a vertex's weights towards the graph's, where motion leaves them open
 ANCHORING = 1e-3  # pull towards the frame's rigid motion, against joints whose few vertices leave a rotation open
 
