@@ -12,7 +12,7 @@ from instant_nk.config import DatasetConfig
 from instant_nk.errors import DataError
 from instant_nk.io import capture, capture_images, capture_lens
 from instant_nk.io.capture_images import Images, find_masks
-from tests.unit.capture_writer import BACKDROP, render, rewrite, write_capture
+from tests.unit.capture_writer import BACKDROP, distort, render, rewrite, write_capture
 
 
 def images_of(root, store=None, frames=(0, 1), optional=False, **settings):
@@ -365,6 +365,24 @@ def test_every_undistorted_pixel_has_a_source_and_one_border_touches_on_each_sid
     x, y = K[0, 0] * x + K[0, 2], K[1, 1] * y + K[1, 2]
     assert -1e-2 < x.min() < 0.5 and 39.5 < x.max() < 40.01
     assert -1e-2 < y.min() < 0.5 and 31.5 < y.max() < 32.01
+
+
+@pytest.mark.parametrize("size", [(40, 32), (301, 200), (640, 1030)])
+def test_resampling_is_exact_to_a_tenth_of_a_pixel_and_leaves_no_pixel_empty(size):
+    w, h = size
+    lens = capture_lens.make_lens(
+        np.array([[1.2 * w, 0, w / 2 + 0.3], [0, 1.2 * w, h / 2], [0, 0, 1]]), np.array([-0.3, 0.1, 0.004, -0.003, 0.01]), size, None, "x"
+    )
+    slope = 255 / max(size)
+    image = np.full((h, w, 4), 255, np.uint8)
+    image[..., 0], image[..., 1] = (np.arange(w) + 0.5) * slope, ((np.arange(h) + 0.5) * slope)[:, None]
+    out = capture_lens.apply(lens, image)
+    assert out[..., 3].min() == 255
+    x, y = np.meshgrid((np.arange(w) + 0.5 - lens.K[0, 2]) / lens.K[0, 0], (np.arange(h) + 0.5 - lens.K[1, 2]) / lens.K[1, 1])
+    xd, yd = distort(x, y, -0.3, 0.1, 0.004, -0.003, 0.01)
+    expected = np.stack([lens.raw_K[0, 0] * xd + lens.raw_K[0, 2], lens.raw_K[1, 1] * yd + lens.raw_K[1, 2]], -1) * slope
+    error = (out[..., :2] - (expected - 0.5))[2:-2, 2:-2]  # values were cut to whole numbers: half a step on average
+    assert np.abs(error.mean((0, 1))).max() < 0.1 * slope + 0.05 and np.abs(error).max() < 0.1 * slope + 1.1
 
 
 def test_a_lens_that_folds_the_image_is_named():
