@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ class Target:
         confidence: [P].
         usable: False on the boundary of what was observed, bool [P].
         colour_scale: length that one unit of colour difference counts as in the joint search; 0: colours are ignored.
+        normal_scale: the same for normals.
     """
 
     points: Tensor
@@ -29,10 +31,11 @@ class Target:
     confidence: Tensor
     usable: Tensor
     colour_scale: float
+    normal_scale: float
     index: NearestPoints
 
     @staticmethod
-    def from_observation(observation: Observation, max_points: int, colour_scale: float, device: str = "cpu", seed: int = 0) -> Target:
+    def from_observation(observation: Observation, max_points: int, colour_scale: float, normal_scale: float, device: str = "cpu", seed: int = 0) -> Target:
         """At most `max_points` observed points, drawn evenly."""
         count = len(observation.points)
         keep = np.arange(count)
@@ -44,8 +47,13 @@ class Target:
 
         points, colours = real(observation.points), real(observation.colours)
         usable = torch.as_tensor(~observation.boundary[keep], device=device)
-        joint = torch.cat([points, colour_scale * colours], 1)
-        return Target(points, real(observation.normals), colours, real(observation.confidence), usable, colour_scale, NearestPoints(joint))
+        normals = real(observation.normals)
+        joint = NearestPoints(torch.cat([points, colour_scale * colours, normal_scale * normals], 1))
+        return Target(points, normals, colours, real(observation.confidence), usable, colour_scale, normal_scale, joint)
+
+    def features(self, points: Tensor, normals: Tensor, colours: Tensor) -> Tensor:
+        """Coordinates [N, 9] in which the search for the closest compatible point runs."""
+        return torch.cat([points, self.colour_scale * colours, self.normal_scale * normals], 1)
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,11 @@ def closest_both_ways(points: Tensor, normals: Tensor, colours: Tensor, target: 
     The search runs in position joined with colour. A pair is dropped where normals differ by more than `acos(min_cosine)`,
     where it is longer than `max_distance`, or where it lands on the boundary of what was observed.
     """
-    joint = torch.cat([points, target.colour_scale * colours], 1)
+    joint = target.features(points, normals, colours)
     pairs = []
     there = target.index.query(joint)[1][:, 0]
     pairs.append((torch.arange(len(points), device=points.device), there))
-    back = NearestPoints(joint).query(torch.cat([target.points, target.colour_scale * target.colours], 1))[1][:, 0]
+    back = NearestPoints(joint).query(target.index.reference)[1][:, 0]
     pairs.append((back, torch.arange(len(target.points), device=points.device)))
     sources, targets, weights = [], [], []
     balance = len(points) / max(len(target.points), 1)  # both directions weigh the same whatever the numbers of points
@@ -90,3 +98,73 @@ def closest_both_ways(points: Tensor, normals: Tensor, colours: Tensor, target: 
 def welsch(distance: Tensor, scale: float) -> Tensor:
     """Weight of a residual under Welsch's kernel, `exp(-distance^2 / (2 scale^2))`."""
     return torch.exp(-0.5 * (distance / scale) ** 2)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points with what makes them distinguishable, for soft assignment.
+
+    Attributes:
+        points, normals, colours: [N, 3]; area: surface area each point stands for, [N].
+    """
+
+    points: Tensor
+    normals: Tensor
+    colours: Tensor
+    area: Tensor
+
+
+NORMAL_SPREAD = 0.5  # soft assignment: scale of (1 - cosine) between normals
+COLOUR_SPREAD = 0.2  # soft assignment: standard deviation of colour differences between the same point at two frames
+OUTLIER = 0.05  # soft assignment: share of a full match below which a point counts as unmatched
+
+
+def _affinity(a: Cloud, b: Cloud, sigma: float) -> Tensor:
+    """Kernel [Na, Nb] that sums to about one along a row where b is the same surface as a."""
+    exponent = torch.cdist(a.points, b.points).square() * (0.5 / sigma**2)
+    exponent += (1 - a.normals @ b.normals.T) / NORMAL_SPREAD
+    exponent += torch.cdist(a.colours, b.colours).square() * (0.5 / COLOUR_SPREAD**2)
+    return exponent.neg_().exp_() * (b.area / (2 * math.pi * sigma**2))
+
+
+def _balance(kernel: Tensor, ratio: Tensor, rounds: int = 6) -> tuple[Tensor, Tensor]:
+    """Row and column scalings that let every point give and take its own area at most (Sinkhorn with an outlier bin).
+
+    Args:
+        kernel: [Na, Nb], share of row point's area that goes to column point.
+        ratio: area of row point over area of column point, as [Na] and [Nb] factors would give: kernel[i, j] area_i / area_j is the share of j taken.
+    """
+    column = torch.ones_like(kernel[0])
+    for _ in range(rounds):
+        row = 1 / (kernel @ column + OUTLIER)
+        column = 1 / (ratio * (row @ kernel) + OUTLIER)
+    row = 1 / (kernel @ column + OUTLIER)
+    return row, column
+
+
+def soft_displacement(source: Cloud, target: Cloud, sigma: float) -> tuple[Tensor, Tensor]:
+    """Where optimal transport with blur `sigma` wants each source point to go, and how much of the point is matched.
+
+    Mass is balanced both ways, so that extremities are pulled and no region is claimed twice; the same transport of the source
+    onto itself is taken off, which removes the shrinking that averaging over a blur otherwise causes.
+
+    Returns:
+        displacements [N, 3], matched shares in [0, 1] [N].
+    """
+    kernel = _affinity(source, target, sigma)
+    row, column = _balance(kernel, source.area.mean() / target.area.clamp_min(1e-30))
+    plan = kernel * row[:, None] * column
+    share = plan.sum(1)
+    own = _affinity(source, source, sigma)
+    own_row, own_column = _balance(own, torch.ones_like(source.area))
+    own_plan = own * own_row[:, None] * own_column
+    mean = (plan @ target.points) / share.clamp_min(1e-12)[:, None]
+    own_mean = (own_plan @ source.points) / own_plan.sum(1, keepdim=True).clamp_min(1e-12)
+    return mean - own_mean, share.clamp_max(1.0)
+
+
+def point_areas(points: Tensor, neighbours: int = 8) -> Tensor:
+    """Surface area each of many scattered points stands for, from the distance to its k-th neighbour, [N]."""
+    k = min(neighbours, len(points) - 1)
+    distance = NearestPoints(points).query(points, k + 1)[0][:, k]
+    return math.pi * distance.square() / max(k, 1)

@@ -112,15 +112,22 @@ class Body:
 
     def warp_normals(self, pose: Pose) -> Tensor:
         """Live normals of the surface points, unit, [N, 3]."""
-        turned = torch.einsum("nk,nkij,nj->ni", self.weights, pose.rotations[self.anchors], self.normals)
+        blended = small_matmul(self.weights[:, None], pose.rotations.reshape(-1, 9)[self.anchors]).reshape(-1, 3, 3)
+        turned = small_matmul(blended, self.normals[..., None]).squeeze(-1)
         return turned / turned.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def warp(points: Tensor, anchors: Tensor, weights: Tensor, nodes: Tensor, pose: Pose) -> Tensor:
     """`sum_k w_k (R_k (x - g_k) + g_k + t_k)`: canonical points [N, 3] carried to the live frame."""
-    offset = points[:, None] - nodes[anchors]
-    moved = (pose.rotations[anchors] @ offset[..., None]).squeeze(-1) + (nodes + pose.translations)[anchors]
-    return (weights[..., None] * moved).sum(1)
+    shift = nodes + pose.translations - small_matmul(pose.rotations, nodes[..., None]).squeeze(-1)
+    affine = torch.cat([pose.rotations, shift[..., None]], -1).reshape(-1, 12)
+    blended = small_matmul(weights[:, None], affine[anchors]).reshape(-1, 3, 4)
+    return small_matmul(blended[..., :3], points[..., None]).squeeze(-1) + blended[..., 3]
+
+
+def small_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` for very many very small matrices: numpy on the CPU, where it is four times as fast as torch's batched product."""
+    return torch.from_numpy(a.numpy() @ b.numpy()) if a.device.type == "cpu" else a @ b
 
 
 def point_anchors(graph: Graph, points: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,17 +149,16 @@ class Pattern:
     """Where each contribution to the block-sparse normal matrix goes; fixed while points and edges are fixed.
 
     Attributes:
-        point, first, second: contributing (point, anchor slot, anchor slot) triples, sorted by the block they add to, i64 [Q].
-        counts: triples per block, i64 [U'] for the blocks that points touch, which are the first of `blocks`.
+        left, right: flat (point, anchor slot) of the two anchors of each contributing pair, sorted by the block it adds to, i64 [Q].
+        target: that block, i64 [Q].
         blocks: node pairs a <= b that may be non-zero, i64 [U, 2].
-        edge_block: block of each edge's pair i64 [E]; edge_flip: True where the edge runs from the larger index.
+        edge_block: block of each edge's pair, i64 [E].
         diagonal: block of each node's own pair, i64 [M].
-        cuthill: node order of small bandwidth, i64 [M] (CPU only).
+        band: layout of the banded solver (CPU only).
     """
 
-    point: Tensor
-    first: Tensor
-    second: Tensor
+    left: Tensor
+    right: Tensor
     target: Tensor
     blocks: Tensor
     edge_block: Tensor
@@ -177,7 +183,7 @@ class Pattern:
             return torch.as_tensor(np.ascontiguousarray(x), device=device)
 
         return Pattern(
-            index(point[order]), index(i[slot[order]]), index(j[slot[order]]), index(target[order]), index(blocks),
+            index((point * k + i[slot])[order]), index((point * k + j[slot])[order]), index(target[order]), index(blocks),
             index(np.searchsorted(unique, pairs[:, 0] * m + pairs[:, 1])), index(np.searchsorted(unique, np.arange(m) * (m + 1))),
             _band(m, blocks) if torch.device(device).type == "cpu" else None,
         )  # fmt: skip
@@ -234,7 +240,7 @@ def rigidity_errors(body: Body, pose: Pose) -> tuple[Tensor, Tensor]:
     i, j = body.edge.unbind(1)
     rest = body.nodes[j] - body.nodes[i]
     live = rest + pose.translations[j] - pose.translations[i]
-    return (pose.rotations[i] @ rest[..., None]).squeeze(-1) - live, live - (pose.rotations[j] @ rest[..., None]).squeeze(-1)
+    return small_matmul(pose.rotations[i], rest[..., None]).squeeze(-1) - live, live - small_matmul(pose.rotations[j], rest[..., None]).squeeze(-1)
 
 
 def rigidity_energy(body: Body, pose: Pose, weight: Tensor) -> Tensor:
@@ -258,27 +264,28 @@ def _normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: T
     rhs = body.points.new_zeros(m, 6)
     eye = torch.eye(3, dtype=body.points.dtype, device=body.points.device)
 
-    arm = (pose.rotations[body.anchors] @ (body.points[:, None] - body.nodes[body.anchors])[..., None]).squeeze(-1)
+    arm = small_matmul(pose.rotations[body.anchors], (body.points[:, None] - body.nodes[body.anchors])[..., None]).squeeze(-1)
     jacobian = body.weights[..., None, None] * torch.cat([-skew(arm), eye.expand(*arm.shape[:2], 3, 3)], -1)  # [N, K, 3, 6]
-    pulled = evidence.hessian[:, None] @ jacobian
-    blocks.index_add_(0, pattern.target, jacobian[pattern.point, pattern.first].transpose(-1, -2) @ pulled[pattern.point, pattern.second])
-    rhs.index_add_(0, body.anchors.reshape(-1), -(jacobian.transpose(-1, -2) @ evidence.gradient[:, None, :, None]).squeeze(-1).reshape(-1, 6))
+    pulled = small_matmul(evidence.hessian[:, None], jacobian).reshape(-1, 3, 6)
+    across = jacobian.transpose(-1, -2).reshape(-1, 6, 3)
+    blocks.index_add_(0, pattern.target, small_matmul(across.index_select(0, pattern.left), pulled.index_select(0, pattern.right)))
+    rhs.index_add_(0, body.anchors.reshape(-1), -small_matmul(jacobian.transpose(-1, -2), evidence.gradient[:, None, :, None]).reshape(-1, 6))
 
     i, j = body.edge.unbind(1)
     rest = body.nodes[j] - body.nodes[i]
     forward, backward = rigidity_errors(body, pose)
-    turn_i, turn_j = -skew((pose.rotations[i] @ rest[..., None]).squeeze(-1)), -skew((pose.rotations[j] @ rest[..., None]).squeeze(-1))
+    turn_i, turn_j = -skew(small_matmul(pose.rotations[i], rest[..., None]).squeeze(-1)), -skew(small_matmul(pose.rotations[j], rest[..., None]).squeeze(-1))
     zero, one = torch.zeros_like(turn_i), eye.expand_as(turn_i)
     # forward = R_i rest + x_i - x_j; backward = x_j - x_i - R_j rest
     at_i = torch.cat([torch.cat([turn_i, one], -1), torch.cat([zero, -one], -1)], -2)  # [E, 6, 6]: rows forward, backward; columns omega_i, tau_i
     at_j = torch.cat([torch.cat([zero, -one], -1), torch.cat([-turn_j, one], -1)], -2)
     error = torch.cat([forward, backward], -1)
     weight = edge_weight[:, None, None]
-    blocks.index_add_(0, pattern.diagonal[i], weight * (at_i.transpose(-1, -2) @ at_i))
-    blocks.index_add_(0, pattern.diagonal[j], weight * (at_j.transpose(-1, -2) @ at_j))
-    blocks.index_add_(0, pattern.edge_block, weight * (at_i.transpose(-1, -2) @ at_j))  # edges run i < j, as blocks do
-    rhs.index_add_(0, i, -edge_weight[:, None] * (at_i.transpose(-1, -2) @ error[..., None]).squeeze(-1))
-    rhs.index_add_(0, j, -edge_weight[:, None] * (at_j.transpose(-1, -2) @ error[..., None]).squeeze(-1))
+    blocks.index_add_(0, pattern.diagonal[i], weight * small_matmul(at_i.transpose(-1, -2), at_i))
+    blocks.index_add_(0, pattern.diagonal[j], weight * small_matmul(at_j.transpose(-1, -2), at_j))
+    blocks.index_add_(0, pattern.edge_block, weight * small_matmul(at_i.transpose(-1, -2), at_j))  # edges run i < j, as blocks do
+    rhs.index_add_(0, i, -edge_weight[:, None] * small_matmul(at_i.transpose(-1, -2), error[..., None]).squeeze(-1))
+    rhs.index_add_(0, j, -edge_weight[:, None] * small_matmul(at_j.transpose(-1, -2), error[..., None]).squeeze(-1))
     return blocks, rhs
 
 
@@ -310,7 +317,7 @@ def _solve(body: Body, blocks: Tensor, rhs: Tensor) -> Tensor:
 
 def apply_twists(pose: Pose, twists: Tensor) -> Pose:
     """Pose after left-multiplying each node's rotation by exp(omega) and shifting it by tau."""
-    return Pose(so3_exp(twists[:, :3]) @ pose.rotations, pose.translations + twists[:, 3:])
+    return Pose(small_matmul(so3_exp(twists[:, :3]), pose.rotations), pose.translations + twists[:, 3:])
 
 
 def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, damping: float = 1e-6, tries: int = 4) -> tuple[Pose, float]:
@@ -339,7 +346,11 @@ def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, dampin
     for _ in range(tries):
         trial = apply_twists(pose, length * twists)
         d = body.warp(trial) - start
-        energy = 0.5 * (d * (evidence.hessian @ d[..., None]).squeeze(-1)).sum() + (evidence.gradient * d).sum() + rigidity_energy(body, trial, edge_weight)
+        energy = (
+            0.5 * (d * small_matmul(evidence.hessian, d[..., None]).squeeze(-1)).sum()
+            + (evidence.gradient * d).sum()
+            + rigidity_energy(body, trial, edge_weight)
+        )
         if float(energy) <= before:
             return trial, length
         length *= 0.5

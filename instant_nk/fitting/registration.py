@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Matches, Target, closest_both_ways, welsch
+from instant_nk.fitting.correspondences import Cloud, Matches, Target, closest_both_ways, point_areas, soft_displacement, welsch
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step
+from instant_nk.fitting.image_evidence import Appearance, FrameImages, Shell, Views, add_colours, add_silhouettes, look
 from instant_nk.geometry.rotations import so3_exp
 
 
@@ -28,13 +30,24 @@ class Options:
     """
 
     iterations: int = 30
-    rigidity: float = 1.0
-    rigidity_start: float = 30.0
+    rigidity: float = 0.1
+    rigidity_start: float = 300.0
     softening: float = 0.5
     max_distance: float = 4.0
     min_cosine: float = 0.3
     tangential: float = 0.05
     colour: float = 1.0
+    normal: float = 0.3
+    soft_iterations: int = 12
+    soft_points: int = 1000
+    soft_start: float = 3.0
+    soft_end: float = 0.5
+    soft_rigidity: float = 1.0
+    image_iterations: int = 12
+    image_level: int = 2
+    image_weight: float = 1.0
+    intensity_length: float = 0.15
+    silhouette_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -104,13 +117,61 @@ def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, p
     return evidence
 
 
-def register(body: Body, pose: Pose, target: Target, options: Options) -> Fit:
+def assign_softly(body: Body, pose: Pose, target: Target, options: Options) -> Pose:
+    """Coarse alignment by annealed optimal transport, which sees past the nearest surface: fast limbs and crossing legs."""
+    pick = torch.linspace(0, len(body.points) - 1, min(options.soft_points, len(body.points))).round().long()
+    there = torch.linspace(0, len(target.points) - 1, min(options.soft_points, len(target.points))).round().long()
+    goal = Cloud(target.points[there], target.normals[there], target.colours[there], point_areas(target.points[there]))
+    sigmas = torch.logspace(math.log10(options.soft_start), math.log10(options.soft_end), options.soft_iterations).tolist()
+    for sigma in sigmas:
+        live = body.warp(pose)[pick]
+        cloud = Cloud(live, body.warp_normals(pose)[pick], body.colours[pick], point_areas(live))
+        displacement, share = soft_displacement(cloud, goal, sigma * body.spacing)
+        evidence = Evidence.none(body)
+        evidence.add_positions(pick, -displacement, share * (len(body.nodes) / len(pick)))
+        rigidity = options.soft_rigidity * options.rigidity * (sigma / options.soft_end) ** 2
+        pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
+    return pose
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of one frame and what is needed to compare the moved surface with them."""
+
+    views: Views
+    images: FrameImages
+    shell: Shell
+    appearance: Appearance
+
+
+def refine_with_images(body: Body, pose: Pose, target: Target, pictures: Pictures, options: Options) -> Pose:
+    """Surface, colours and silhouettes together, from the coarsest pyramid level to the finest."""
+    sight = look(body, pictures.shell, pose, pictures.views)
+    count = options.image_iterations
+    per_point = len(body.nodes) / len(body.points)
+    for i in range(count):
+        if i == count // 2:
+            sight = look(body, pictures.shell, pose, pictures.views)
+        level = max(0, options.image_level - i * (options.image_level + 1) // count)
+        evidence = surface_evidence(body, pose, target, options, 1.0)
+        exchange = (options.image_weight * options.intensity_length * body.spacing / 0.05) ** 2
+        add_colours(evidence, body, pose, pictures.views, sight, pictures.images, pictures.appearance, level, exchange * per_point)
+        add_silhouettes(evidence, body, pose, pictures.views, sight, pictures.images, options.silhouette_weight * per_point, 0.5 * body.spacing)
+        pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity, options.softening))
+    return pose
+
+
+def register(body: Body, pose: Pose, target: Target, options: Options, pictures: Pictures | None = None) -> Fit:
     """Register one frame from a starting pose."""
+    if options.soft_iterations:
+        pose = assign_softly(body, pose, target, options)
     for i in range(options.iterations):
         progress = i / max(options.iterations - 1, 1)
         anneal = options.rigidity_start ** (1 - min(progress / 0.7, 1.0))
         evidence = surface_evidence(body, pose, target, options, progress)
         pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity * anneal, options.softening))
+    if pictures is not None and options.image_iterations:
+        pose = refine_with_images(body, pose, target, pictures, options)
     return judge(body, orthonormal(pose), target)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
-from instant_nk.fitting.registration import Fit, Options, align_rigidly, judge, register
+from instant_nk.fitting.registration import Fit, Options, Pictures, align_rigidly, judge, register
 from instant_nk.geometry.rotations import project_to_so3
 from instant_nk.log import fields
 
@@ -30,6 +30,7 @@ def register_sequence(
     canonical_frame: int,
     observe: Callable[[int], Target],
     options: Options,
+    pictures: Callable[[int], Pictures] | None = None,
     known: dict[int, Fit] | None = None,
     done: Callable[[dict[int, Fit]], None] | None = None,
 ) -> dict[int, Fit]:
@@ -37,6 +38,7 @@ def register_sequence(
 
     Args:
         observe: the observation of a frame, prepared for matching.
+        pictures: the images of a frame; None: surfaces only.
         known: fits of frames registered earlier (a resumed job); they are kept.
         done: called with all fits so far after each frame.
 
@@ -55,7 +57,7 @@ def register_sequence(
                 continue
             previous = fits[chain[i - 1]].pose if i else Pose.identity(body)
             before = fits[chain[i - 2]].pose if i > 1 else None
-            fits[frame] = _register_frame(body, observe(frame), previous, before, options)
+            fits[frame] = _register_frame(body, observe(frame), previous, before, options, pictures(frame) if pictures else None)
             fit = fits[frame]
             numbers = fields(residual_spacing=fit.residual / body.spacing, coverage=fit.coverage, rigidity_spacing=fit.rigidity / body.spacing)
             logger.info("frame=%d %s converged=%s", frame, numbers, fit.converged)
@@ -64,10 +66,10 @@ def register_sequence(
     return fits
 
 
-def _register_frame(body: Body, target: Target, previous: Pose, before: Pose | None, options: Options) -> Fit:
+def _register_frame(body: Body, target: Target, previous: Pose, before: Pose | None, options: Options, pictures: Pictures | None) -> Fit:
     starts = [align_rigidly(body, previous, target)]
     if before is not None:
         starts.append(align_rigidly(body, predict(previous, before), target))
     best = max(starts, key=lambda pose: judge(body, pose, target).coverage)
     with torch.no_grad():
-        return register(body, best, target, options)
+        return register(body, best, target, options, pictures)

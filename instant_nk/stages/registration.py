@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,18 @@ import torch
 
 from instant_nk import log
 from instant_nk.errors import ConfigError, ContractError
+from instant_nk.fitting import image_evidence
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
-from instant_nk.fitting.registration import Fit, Options
+from instant_nk.fitting.registration import Fit, Options, Pictures
 from instant_nk.fitting.registration_sequence import register_sequence
 from instant_nk.io import artifact, dataset, ed_folder, graph, mesh, motion, observation
 from instant_nk.layout import Job
 
 logger = logging.getLogger(__name__)
+
+MAX_VIEWS = 24  # views compared with the moved surface; more add time, hardly accuracy
+MAX_SIDE = 512  # images are reduced to this for registration, pixels
 
 
 def run(job: Job) -> None:
@@ -87,12 +92,13 @@ def _rigidity(nodes: graph.Graph, rotations: np.ndarray, translations: np.ndarra
 def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion:
     config, device = job.config.registration, job.device
     seed = job.config.runtime.seed
-    body = Body.from_mesh(nodes, mesh.load(job.paths.canonical_mesh), config.max_points, device, seed)
-    options = Options(iterations=config.iterations, rigidity=config.rigidity_weight)
+    canonical = mesh.load(job.paths.canonical_mesh)
+    body = Body.from_mesh(nodes, canonical, config.max_points, device, seed)
+    options = Options(iterations=config.iterations, rigidity=Options.rigidity * config.rigidity_weight, image_weight=config.image_weight)
 
     def observe(frame: int) -> Target:
         evidence = observation.load(job.paths.observation(frame))
-        return Target.from_observation(evidence, config.max_points, options.colour * body.spacing, device, seed)
+        return Target.from_observation(evidence, config.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
 
     header = artifact.make_header("motion", motion.FORMAT, "registration", config, _inputs(job))
     progress = log.Progress("registration", len(data.frames), logger)
@@ -101,8 +107,19 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion
         motion.save(_partial(job), _to_motion(fits), header)
         progress.update(len(fits))
 
-    fits = register_sequence(body, list(data.frames), data.canonical_frame, observe, options, _resume(job, header, body), done)
+    pictures = _pictures(data, nodes, canonical, body, device) if config.image_weight > 0 else None
+    fits = register_sequence(body, list(data.frames), data.canonical_frame, observe, options, pictures, _resume(job, header, body), done)
     return _to_motion(fits)
+
+
+def _pictures(data: dataset.Dataset, nodes: graph.Graph, canonical: mesh.Mesh, body: Body, device: str) -> Callable[[int], Pictures]:
+    """How to get the images of a frame, with the colours the surface had at the canonical frame."""
+    views = image_evidence.Views.from_dataset(data, MAX_VIEWS, MAX_SIDE, device)
+    shell = image_evidence.Shell.from_mesh(nodes, canonical, device)
+    rest = Pose.identity(body)
+    images = image_evidence.load_images(data, views, data.canonical_frame, device)
+    appearance = image_evidence.remember(body, image_evidence.look(body, shell, rest, views), views, images, rest)
+    return lambda frame: Pictures(views, image_evidence.load_images(data, views, frame, device), shell, appearance)
 
 
 def _to_motion(fits: dict[int, Fit]) -> motion.Motion:
