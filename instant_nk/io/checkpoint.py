@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from instant_nk.errors import ContractError
 from instant_nk.io import artifact
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1
 
@@ -29,6 +31,8 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, torc
     Raises:
         ContractError: missing, truncated, or of another format.
     """
+    import torch
+
     header, arrays = artifact.load_npz(path, "checkpoint", FORMAT)
     if not all(np.isfinite(a).all() for a in arrays.values() if np.issubdtype(a.dtype, np.floating)):
         raise ContractError(f"{path}: the checkpoint holds values that are not finite. Delete it and re-run stage '{header.get('stage')}'.")

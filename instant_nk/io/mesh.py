@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from instant_nk.errors import ContractError
-from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact
+
+if TYPE_CHECKING:
+    from instant_nk.geometry.texture import Texture  # loads torch, which most readers of a mesh do without
 
 MESH_FORMAT = 1
 ANIMATION_FORMAT = 1
@@ -123,6 +125,8 @@ def load_texture(path: Path) -> Texture:
     Raises:
         ContractError: missing, truncated, or an array has another shape or type.
     """
+    from instant_nk.geometry.texture import Texture
+
     _, arrays = artifact.load_npz(path, "texture", TEXTURE_FORMAT)
     try:
         texture = Texture(**arrays)

@@ -79,6 +79,11 @@ def test_config_layout_and_capture_listing_load_without_torch():
     assert not loaded & {"torch", "scipy", "skimage", "trimesh", "matplotlib"}
 
 
+@pytest.mark.parametrize("stage", ["dataset", "graph", "check", "status", "verify", "exchange"])
+def test_stages_that_train_nothing_load_without_torch(stage):
+    assert "torch" not in loaded_after(f"import instant_nk.stages.{stage}")
+
+
 def test_config_and_layout_load_in_well_under_a_second():
     code = "import time; start = time.perf_counter(); import instant_nk.config, instant_nk.layout; print(time.perf_counter() - start)"
     seconds = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3))
