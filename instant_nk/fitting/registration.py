@@ -117,10 +117,14 @@ def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, p
     return evidence
 
 
+def _evenly(count: int, wanted: int) -> Tensor:
+    """`wanted` of `count` rows, evenly spread; all when there are no more."""
+    return torch.linspace(0, count - 1, min(wanted, count), dtype=torch.float64).round().long()
+
+
 def assign_softly(body: Body, pose: Pose, target: Target, options: Options) -> Pose:
     """Coarse alignment by annealed optimal transport, which sees past the nearest surface: fast limbs and crossing legs."""
-    pick = torch.linspace(0, len(body.points) - 1, min(options.soft_points, len(body.points))).round().long()
-    there = torch.linspace(0, len(target.points) - 1, min(options.soft_points, len(target.points))).round().long()
+    pick, there = (_evenly(len(x.points), options.soft_points).to(body.points.device) for x in (body, target))
     goal = Cloud(target.points[there], target.normals[there], target.colours[there], point_areas(target.points[there]))
     sigmas = torch.logspace(math.log10(options.soft_start), math.log10(options.soft_end), options.soft_iterations).tolist()
     for sigma in sigmas:
