@@ -7,6 +7,8 @@
   const meta = JSON.parse(find("meta").textContent);
   const canvas = root.querySelector("canvas");
 
+  const FIELD_OF_VIEW = 0.7; // radians, vertical
+
   const fail = (text) => {
     find("message").textContent = text;
     root.dataset.state = "failed";
@@ -254,8 +256,14 @@
     const side = unit(cross(Math.abs(up[1]) < 0.9 ? [0, 1, 0] : [0, 0, 1], up)), front = cross(side, up);
     const away = meta.eye ? sub(meta.eye, centre) : add(front, up, 0.15);
     const home = () => {
-      const d = unit(away);
-      return { yaw: Math.atan2(dot(d, side), dot(d, front)), pitch: Math.asin(Math.max(-0.99, Math.min(0.99, dot(d, up)))), distance: size * 1.45, target: centre.slice() };
+      const d = unit(away), right = unit(cross(up, d)), above = cross(d, right), slope = Math.tan(FIELD_OF_VIEW / 2);
+      const aspect = canvas.clientWidth / Math.max(canvas.clientHeight, 1);
+      let distance = 0; // so far that every corner of the box is in the picture
+      for (let k = 0; k < 8; k++) {
+        const corner = meta.extent.map((e, axis) => ((k >> axis) & 1 ? e : -e) / 2);
+        distance = Math.max(distance, dot(corner, d) + 1.08 * Math.max(Math.abs(dot(corner, above)), Math.abs(dot(corner, right)) / aspect) / slope);
+      }
+      return { yaw: Math.atan2(dot(d, side), dot(d, front)), pitch: Math.asin(Math.max(-0.99, Math.min(0.99, dot(d, up)))), distance, target: centre.slice() };
     };
     let orbit = home(), time = 0, playing = false, last = 0, dirty = true, shown = -1;
     const wanted = new URLSearchParams(location.hash.slice(1)); // #frame=12&shading=normals&wireframe=1&graph=1
@@ -300,7 +308,7 @@
     const zoom = (factor) => { orbit.distance = Math.max(0.05 * size, Math.min(20 * size, orbit.distance * factor)); dirty = true; };
     const move = (dx, dy, scale) => {
       const { right, above } = viewMatrix(eyeOf(), orbit.target, up);
-      orbit.target = add(add(orbit.target, right, -dx * scale * orbit.distance * 0.7), above, dy * scale * orbit.distance * 0.7);
+      orbit.target = add(add(orbit.target, right, -dx * scale * orbit.distance * FIELD_OF_VIEW), above, dy * scale * orbit.distance * FIELD_OF_VIEW);
     };
     canvas.addEventListener("wheel", (e) => { zoom(Math.exp(0.001 * e.deltaY)); e.preventDefault(); }, { passive: false });
     canvas.addEventListener("contextmenu", (e) => e.preventDefault());
@@ -343,7 +351,7 @@
         shown = time;
       }
       const eye = eyeOf(), { matrix } = viewMatrix(eye, orbit.target, up);
-      const projection = projectionMatrix(0.7, w / h, orbit.distance * 0.02, orbit.distance + 4 * size);
+      const projection = projectionMatrix(FIELD_OF_VIEW, w / h, orbit.distance * 0.02, orbit.distance + 4 * size);
       const background = find("background").value;
       const paper = [1, 3, 5].map((i) => parseInt(background.slice(i, i + 2), 16) / 255);
       const ink = paper[0] + paper[1] + paper[2] > 1.5 ? 0 : 1;
