@@ -173,6 +173,33 @@ def run_stage(stage: str, config: schema.Config, part: str | None = None, thread
     module.run(layout.Job(restrict(config, stage), paths, device, part))
 
 
+def run_span(stage: str, config: schema.Config, parts: list[str], done: Path, made_from: list[Path], threads: int | None = None) -> None:
+    """Run several parts of a stage one after another, so that a long capture does not spend its time starting processes.
+
+    What is finished is noted beside `done` until all are: a job that was killed goes on with the part it was in, if the config and
+    the inputs are still the same.
+
+    Args:
+        done: file written when all parts are finished; its presence is what the workflow waits for.
+        made_from: the job's inputs.
+    """
+    from instant_nk.io import artifact
+
+    ledger = done.with_suffix(".partial.json")
+    same = {"reads": layout.stage_values(config, stage), "version": layout.STAGE_VERSION[stage], "inputs": {str(p): artifact.file_hash(p) for p in made_from}}
+    noted = artifact.load_json(ledger) if ledger.is_file() else {}
+    finished = noted["finished"] if noted.get("same") == same else []
+    for part in parts:
+        if part in finished:
+            logger.info("%s %s: finished before this job was killed", stage, part)
+            continue
+        run_stage(stage, config, part, threads)
+        finished.append(part)
+        artifact.save_json(ledger, {"same": same, "finished": finished})
+    artifact.save_json(done, {"finished": finished})
+    ledger.unlink()
+
+
 def guarded(work: Callable[[], None]) -> int:
     """Call `work` and turn what can go wrong into one message and an exit code. A bug keeps its traceback."""
     try:
@@ -220,7 +247,9 @@ def rule(stage: str, argv: list[str] | None = None) -> int:
     parser.add_argument("--sequence", required=True, help="name of the result folder")
     parser.add_argument("--config", required=True, type=json.loads, help="what the stage reads of the config, JSON")
     parser.add_argument("--runtime", required=True, type=json.loads, help="the runtime section, JSON")
-    parser.add_argument("--part", help="window or batch of frames, e.g. 000000-000009")
+    parser.add_argument("--part", nargs="+", default=[None], help="window or batch of frames, e.g. 000000-000009; several with --done")
+    parser.add_argument("--done", type=Path, help="file to write when all parts are finished")
+    parser.add_argument("--made-from", type=Path, nargs="+", default=[], help="the job's inputs, with --done")
     parser.add_argument("--threads", type=int, help="CPU threads")
     args = parser.parse_args(argv)
 
@@ -228,6 +257,9 @@ def rule(stage: str, argv: list[str] | None = None) -> int:
         stop_when_orphaned()
         config = schema.parse({**args.config, "sequence": args.sequence, "runtime": args.runtime})
         log.setup(config.runtime.log_level)
-        run_stage(stage, config, args.part, args.threads)
+        if args.done:
+            run_span(stage, config, args.part, args.done, args.made_from, args.threads)
+        else:
+            run_stage(stage, config, args.part[0], args.threads)
 
     return guarded(work)

@@ -39,7 +39,7 @@ STAGE_READS = {
 }
 
 
-BATCHES_PER_SEQUENCE = 32  # enough to keep a rack of GPUs busy; more would spend their time starting
+BATCHES_PER_SEQUENCE = 32  # jobs of a parallel stage: enough to keep a rack of GPUs busy; more would spend their time starting
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,14 @@ class Paths:
     @property
     def field_dir(self) -> Path:
         return self.root / "6_field"
+
+    def field_span(self, span: str) -> Path:
+        """Its presence says that all windows of a long capture's span are trained."""
+        return self.field_dir / "spans" / f"{span}.json"
+
+    def mesh_span(self, span: str) -> Path:
+        """Its presence says that all windows of a long capture's span are carried."""
+        return self.mesh / "spans" / f"{span}.json"
 
     def field(self, window: str) -> Path:
         return self.field_dir / f"{window}.npz"
@@ -213,6 +221,18 @@ def batches(frames: list[int], size: int | None = None) -> list[str]:
     count = -(-len(frames) // size)
     edges = [round(i * len(frames) / count) for i in range(count + 1)]
     return [part_name(frames[a], frames[b - 1]) for a, b in zip(edges, edges[1:])]
+
+
+def spans(windows: list[str]) -> dict[str, list[str]]:
+    """The windows of a long capture gathered for one job each: neighbours, by the name of the frames they cover.
+
+    Empty where there are few enough windows (up to twice BATCHES_PER_SEQUENCE) for every one to be a job of its own.
+    """
+    if len(windows) <= 2 * BATCHES_PER_SEQUENCE:
+        return {}
+    edges = [round(i * len(windows) / BATCHES_PER_SEQUENCE) for i in range(BATCHES_PER_SEQUENCE + 1)]
+    groups = [windows[a:b] for a, b in zip(edges, edges[1:])]
+    return {part_name(part_frames(group[0])[0], part_frames(group[-1])[1]): group for group in groups}
 
 
 def select(frames: list[int], part: str) -> list[int]:

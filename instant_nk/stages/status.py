@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import re
@@ -31,10 +32,12 @@ class Work:
         wall_s: how long it took, where it is done and measured.
         left_s: what it says it still needs, where it runs.
         says: progress of a running job, or the error of a failed one.
+        log: where it writes what it does.
     """
 
     stage: str
     part: str | None
+    log: Path
     state: str
     wall_s: float | None = None
     left_s: float | None = None
@@ -49,7 +52,7 @@ def run_status(paths: Paths) -> str:
     """
     if not paths.root.is_dir():
         raise ContractError(f"{paths.root}: no such folder. Give the folder of one sequence, e.g. results/demo.")
-    jobs = [look(paths, stage, part) for stage, part in expected(paths)]
+    jobs = one_at_a_time([look(paths, stage, part, log) for stage, part, log in expected(paths)])
     lines = [f"{'stage':<14}{'done':>9}{'running':>9}{'failed':>8}{'waiting':>9}{'s a job':>10}{'left':>10}"]
     for stage in layout.STAGES:
         lines.append(stage_line(stage, [job for job in jobs if job.stage == stage]))
@@ -57,8 +60,8 @@ def run_status(paths: Paths) -> str:
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
-def expected(paths: Paths) -> list[tuple[str, str | None]]:
-    """Every job of the sequence as far as it can be known by now, in order."""
+def expected(paths: Paths) -> list[tuple[str, str | None, Path]]:
+    """Every part of every stage as far as it can be known by now, in order, with the log of the job that computes it."""
     try:
         frames = list(dataset.load(paths.manifest).frames)
     except InstantNKError:
@@ -69,12 +72,30 @@ def expected(paths: Paths) -> list[tuple[str, str | None]]:
     if frames and (used := used_config(paths, "field")):
         parts["field"] = layout.windows(frames, used.field.window_frames, used.field.overlap)
         parts["mesh"] = parts["field"]
-    result: list[tuple[str, str | None]] = []
+    spans = {window: span for span, windows in layout.spans(parts.get("field", [])).items() for window in windows}
+    result: list[tuple[str, str | None, Path]] = []
     for stage in layout.STAGES:
         if stage in ("observation", "field", "mesh"):
-            result += [(stage, part) for part in parts.get(stage, seen_in_logs(paths, stage))]
+            job_of = {} if stage == "observation" else spans
+            result += [(stage, part, log_path(paths, stage, job_of.get(part, part))) for part in parts.get(stage, seen_in_logs(paths, stage))]
         if stage not in ("observation", "field"):
-            result.append((stage, None))
+            result.append((stage, None, log_path(paths, stage, None)))
+    return result
+
+
+def one_at_a_time(works: list[Work]) -> list[Work]:
+    """The parts of one job share its time and follow each other: only the first that is not done can be running or have failed."""
+    seen: set[Path] = set()
+    parts = Counter(work.log for work in works)
+    result = []
+    for work in works:
+        if work.wall_s is not None:
+            work = dataclasses.replace(work, wall_s=work.wall_s / parts[work.log])
+        if work.state in ("running", "failed") and work.log in seen:
+            work = dataclasses.replace(work, state="waiting", left_s=None, says="")
+        elif work.state in ("running", "failed"):
+            seen.add(work.log)
+        result.append(work)
     return result
 
 
@@ -84,9 +105,8 @@ def used_config(paths: Paths, stage: str) -> schema.Config | None:
     return schema.parse(artifact.load_json(path)["config"]) if path.is_file() else None
 
 
-def log_path(paths: Paths, stage: str, part: str | None, suffix: str = ".log") -> Path:
-    name = paths.stage_dir(stage).name
-    return paths.logs / f"{name}{'.' + part if part else ''}{suffix}"
+def log_path(paths: Paths, stage: str, part: str | None) -> Path:
+    return paths.logs / f"{paths.stage_dir(stage).name}{'.' + part if part else ''}.log"
 
 
 def seen_in_logs(paths: Paths, stage: str) -> list[str]:
@@ -101,19 +121,18 @@ def output_of(paths: Paths, stage: str, part: str | None) -> Path:
     return (single | {"mesh": paths.animation, "report": paths.report_page})[stage]
 
 
-def look(paths: Paths, stage: str, part: str | None) -> Work:
-    """State of one job."""
+def look(paths: Paths, stage: str, part: str | None, log: Path) -> Work:
+    """State of one part of a stage."""
     if output_of(paths, stage, part).is_file():
-        return Work(stage, part, "done", wall_s=measured_s(log_path(paths, stage, part, ".tsv")))
-    log = log_path(paths, stage, part)
+        return Work(stage, part, log, "done", wall_s=measured_s(log.with_suffix(".tsv")))
     if not log.is_file():
-        return Work(stage, part, "waiting")
+        return Work(stage, part, log, "waiting")
     lines = log.read_text(errors="replace").splitlines()
     last = lines[-1] if lines else "no line in its log yet"
     if alive(lines[0] if lines else "", log):
         steps = [match for line in lines if (match := PROGRESS.search(line))]
         left = float(steps[-1][3]) if steps else None
-        return Work(stage, part, "running", left_s=left, says=f"step {steps[-1][1]} of {steps[-1][2]}, {left:.0f} s left" if steps else "started")
+        return Work(stage, part, log, "running", left_s=left, says=f"step {steps[-1][1]} of {steps[-1][2]}, {left:.0f} s left" if steps else "started")
     return Work(
         stage, part, "failed", says=f"{last} ({log})" if last.startswith("error: ") else f"it ended without a word ({log}); the same command runs it again"
     )

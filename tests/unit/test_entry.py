@@ -127,6 +127,45 @@ def test_a_stage_leaves_the_config_it_used_beside_its_outputs(tmp_path, monkeypa
     assert jobs[0].device == "cpu"
 
 
+def test_a_killed_job_of_several_parts_goes_on_with_the_part_it_was_in(tmp_path, monkeypatch):
+    config = schema.parse({"preset": "tiny", "runtime": {"results": str(tmp_path), "device": "cpu"}})
+    source, done, computed = tmp_path / "input.npz", tmp_path / "spans" / "done.json", []
+    source.write_bytes(b"1")
+    dies_at = ["000004-000006"]
+
+    def compute(stage, config, part, threads):
+        if part in dies_at:
+            raise KeyboardInterrupt
+        computed.append(part)
+
+    monkeypatch.setattr(entry, "run_stage", compute)
+    parts = ["000000-000002", "000002-000004", "000004-000006"]
+    with pytest.raises(KeyboardInterrupt):
+        entry.run_span("field", config, parts, done, [source])
+    assert computed == parts[:2] and not done.exists()
+    dies_at.clear()
+    entry.run_span("field", config, parts, done, [source])
+    assert computed == parts
+    assert json.loads(done.read_text()) == {"finished": parts}
+    assert [path.name for path in done.parent.iterdir()] == ["done.json"]
+
+
+@pytest.mark.parametrize("change", ["config", "input"])
+def test_a_killed_job_of_several_parts_starts_over_when_config_or_input_changed(tmp_path, monkeypatch, change):
+    config = schema.parse({"preset": "tiny"})
+    source, done, computed = tmp_path / "input.npz", tmp_path / "done.json", []
+    source.write_bytes(b"1")
+    monkeypatch.setattr(entry, "run_stage", lambda stage, config, part, threads: computed.append(part) if part != "dies" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        entry.run_span("field", config, ["a", "dies"], done, [source])
+    if change == "config":
+        config = schema.parse({"preset": "tiny", "field": {"steps": 3}})
+    else:
+        source.write_bytes(b"2")
+    entry.run_span("field", config, ["a", "b"], done, [source])
+    assert computed == ["a", "a", "b"]
+
+
 def start(code):
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -63,3 +63,19 @@ def test_a_changed_key_changes_what_its_own_stage_reads_and_no_earlier_stage():
     before, after = schema.Config(), schema.parse({"field": {"learning_rate": 1.0}})
     changed = [stage for stage in layout.STAGES if layout.stage_values(before, stage) != layout.stage_values(after, stage)]
     assert changed == ["field"]
+
+
+def test_the_windows_of_a_long_capture_are_gathered_in_order_and_those_of_a_short_one_are_not():
+    few = layout.windows(list(range(300)), 8, 2)
+    assert layout.spans(few) == {}
+    many = layout.windows(list(range(2000)), 8, 2)
+    gathered = layout.spans(many)
+    assert [window for group in gathered.values() for window in group] == many
+    assert len(gathered) == layout.BATCHES_PER_SEQUENCE
+    name, group = next(iter(gathered.items()))
+    assert layout.part_frames(name) == (layout.part_frames(group[0])[0], layout.part_frames(group[-1])[1])
+
+
+def test_a_long_capture_is_observed_in_few_large_batches_and_a_short_one_in_small():
+    assert len(layout.batches(list(range(8)))) == 2
+    assert len(layout.batches(list(range(2000)))) == layout.BATCHES_PER_SEQUENCE

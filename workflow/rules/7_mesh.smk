@@ -33,11 +33,40 @@ rule mesh_window:
         " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
 
 
+rule mesh_windows:  # a long capture: several windows per job
+    input:
+        manifest=AT.manifest,
+        canonical=AT.canonical_field,
+        mesh=AT.canonical_mesh,
+        graph=AT.graph,
+        motion=AT.motion,
+        fields=AT.field_span("{span}"),
+    output:
+        AT.mesh_span("{span}"),
+    log:
+        f"{LOGS}/7_mesh.{{span}}.log",
+    benchmark:
+        f"{LOGS}/7_mesh.{{span}}.tsv"
+    resources:
+        gpu=gpus,
+        mem_mb=memory_mb(4000),
+        runtime=span_minutes(15),
+    params:
+        reads=reads("mesh"),
+        config=command("mesh"),
+        version=layout.STAGE_VERSION["mesh"],
+        windows=windows_in,
+    shell:
+        "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --threads {threads}"
+        " --part {params.windows} --done {output} --made-from {input}"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+
+
 rule mesh_join:
     input:
         manifest=AT.manifest,
         mesh=AT.canonical_mesh,
-        windows=lambda wildcards: every_window(AT.mesh_window("{window}"), wildcards.sequence),
+        windows=lambda wildcards: every_carried(wildcards.sequence),
     output:
         AT.animation,
     log:

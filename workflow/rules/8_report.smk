@@ -13,7 +13,7 @@ rule report_sequence:
         mesh=AT.canonical_mesh,
         graph=AT.graph,
         motion=AT.motion,
-        fields=lambda wildcards: every_window(AT.field("{window}"), wildcards.sequence),
+        fields=lambda wildcards: every_field(wildcards.sequence),
         animation=AT.animation,
     output:
         page=AT.report_page,

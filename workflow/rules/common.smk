@@ -52,6 +52,7 @@ wildcard_constraints:
     sequence=r"[A-Za-z0-9][A-Za-z0-9_.-]*",
     window=r"\d+-\d+",
     batch=r"\d+-\d+",
+    span=r"\d+-\d+",
     digest=r"[0-9a-f]+",
 
 
@@ -240,9 +241,37 @@ def every_batch(sequence):
     return expand(str(AT.observation_batch("{batch}")), sequence=sequence, batch=batches_of(sequence))
 
 
-def every_window(path, sequence):
-    """`path` (with wildcards) for all windows of a sequence."""
+@functools.cache
+def spans_of(sequence):
+    """Windows of a long capture gathered for one job each; empty where every window is a job of its own."""
+    return layout.spans(windows_of(sequence))
+
+
+def every_window(path, span_path, sequence):
+    """What says that all windows of a sequence are done: `path` per window, or in a long capture `span_path` per span (both with wildcards)."""
+    if spans_of(sequence):
+        return expand(str(span_path), sequence=sequence, span=spans_of(sequence))
     return expand(str(path), sequence=sequence, window=windows_of(sequence))
+
+
+def every_field(sequence):
+    """The residual fields of all windows of a sequence."""
+    return every_window(AT.field("{window}"), AT.field_span("{span}"), sequence)
+
+
+def every_carried(sequence):
+    """The vertices of all windows of a sequence."""
+    return every_window(AT.mesh_window("{window}"), AT.mesh_span("{span}"), sequence)
+
+
+def span_minutes(base):
+    """Input function for `resources`: `base` minutes for each window of a span."""
+    return lambda wildcards, attempt: attempt * base * len(spans_of(wildcards.sequence)[wildcards.span])
+
+
+def windows_in(wildcards):
+    """Input function for `params`: the windows of a span, for the command line."""
+    return " ".join(spans_of(wildcards.sequence)[wildcards.span])
 
 
 def registration_evidence(wildcards):
