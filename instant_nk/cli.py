@@ -87,6 +87,18 @@ def track_points(args: argparse.Namespace) -> None:
     print(track.run_track(layout.Paths(Path(args.results)), Path(args.points), Path(args.output), args.frame))
 
 
+def render_path(args: argparse.Namespace) -> None:
+    config = read_config(args)
+    log.setup(config.runtime.log_level)
+    import torch  # noqa: F401  before `prepare`, which prepares only what is loaded
+
+    from instant_nk.stages import render
+
+    results = Path(args.results)
+    job = layout.Job(config, layout.Paths(results), entry.prepare(config.runtime, None))
+    print(render.run_render(job, args.path, Path(args.output or results / "render"), args.side))
+
+
 def view(args: argparse.Namespace) -> None:
     from instant_nk.viewer import live
 
@@ -134,6 +146,14 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--frame", metavar="N", type=int, help="absolute frame the points belong to (default: the first)")
     command.add_argument("-o", "--output", metavar="FILE", default="tracks.npz", help=".npz or .csv to write (default: tracks.npz)")
     command.set_defaults(run=track_points)
+    command = with_config(commands.add_parser("render", help="render the trained fields along a camera path: rgb, depth and normal videos and frames"))
+    command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
+    command.add_argument(
+        "--path", metavar="orbit|CAMERAS.json", default="orbit", help="around the subject, or cameras as in a capture's transforms.json (default: orbit)"
+    )
+    command.add_argument("--side", metavar="PIXELS", type=int, default=512, help="longer side of the orbit's pictures, at most the images' (default: 512)")
+    command.add_argument("-o", "--output", metavar="FOLDER", help="folder to write (default: RESULTS/render)")
+    command.set_defaults(run=render_path)
     command = commands.add_parser("view", help="show a sequence's results in a browser, live, also over ssh")
     command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
     command.add_argument("--watch", action="store_true", help="follow a run that is writing them")

@@ -24,11 +24,12 @@ class Renderer:
 
     Args:
         job: names the results folder, the device and, by `field.window_frames` and `field.overlap`, the trained windows.
+        windows: names of the trained windows, where they are known from the results themselves.
     """
 
-    def __init__(self, job: layout.Job, dataset: Dataset):
+    def __init__(self, job: layout.Job, dataset: Dataset, windows: list[str] | None = None):
         self.paths, self.dataset, self.device = job.paths, dataset, job.device
-        self.windows = window_files.windows_of(dataset.frames, job.config.field)
+        self.windows = windows or window_files.windows_of(dataset.frames, job.config.field)
         self.window: str | None = None
 
     def window_of(self, frame: int) -> str:
