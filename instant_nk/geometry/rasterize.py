@@ -143,8 +143,10 @@ def _assemble(face_index: Tensor, corners: Tensor) -> Raster:
 def interpolate(raster: Raster, faces: Tensor, attribute: Tensor) -> Tensor:
     """A per-vertex attribute [V, C] at every pixel: [H, W, C], zeros where nothing is seen."""
     seen = raster.face_index >= 0
-    corners = attribute[faces.to(attribute.device).long()[raster.face_index.clamp_min(0).long()]]
-    return (corners * raster.barycentric[..., None].to(attribute.dtype)).sum(-2) * seen[..., None]
+    corners = attribute[faces.to(attribute.device).long()[raster.face_index[seen].long()]]
+    values = torch.zeros(*seen.shape, attribute.shape[1], dtype=attribute.dtype, device=attribute.device)
+    values[seen] = (corners * raster.barycentric[seen][..., None].to(attribute.dtype)).sum(-2)
+    return values
 
 
 def visible_vertices(

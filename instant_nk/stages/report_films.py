@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 VIDEO_SIDE = 320  # pixels: longer side of the videos' pictures
 GIF_SIDE = 200  # of each of the two pictures of the preview
-TURN = 3  # pictures of the turntable per picture of the camera path: the mesh is drawn faster than the fields
+TURN = 2  # pictures of the turntable per picture of the camera path: the mesh is drawn faster than the fields
 DEPTH_POINTS = 20000
 
 

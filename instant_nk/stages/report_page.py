@@ -90,8 +90,8 @@ def hero(job: Job, results: Results, films: dict[str, Path]) -> str:
         page.film(films[name].read_bytes(), caption)
         for name, caption in (("rgb", "neural rendering along a camera path"), ("depth", "its depth, dark is near"))
     )
-    path += f"<div class='wide'>{page.film(films['turntable'].read_bytes(), 'the animated mesh on a turntable, in colour and bare')}</div>"
-    return f"<div class='hero'>{player}<div class='films'><div class='wide'>{film}</div>{path}</div></div>"
+    turntable = page.film(films["turntable"].read_bytes(), "the animated mesh on a turntable, in colour and bare")
+    return f"<div class='hero'><div class='shown'>{player}{turntable}</div><div class='films'><div class='wide'>{film}</div>{path}</div></div>"
 
 
 def thinned(animation: Animation, every: int) -> Animation:

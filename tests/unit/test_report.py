@@ -18,7 +18,7 @@ from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact, dataset, graph, mesh, metrics, motion, truth
 from instant_nk.models import deformation_graph
 from instant_nk.stages import dataset as dataset_stage
-from instant_nk.stages import report, report_page, report_results
+from instant_nk.stages import report, report_films, report_page, report_results
 from instant_nk.viewer.mesh_renderer import MeshRenderer
 
 trimesh = pytest.importorskip("trimesh")
@@ -134,7 +134,7 @@ def test_the_videos_play_along_the_path(job):
 def test_the_turntable_shows_the_mesh_in_colour_and_bare(job):
     video = iio.imread(job.paths.report / "turntable.mp4", plugin="FFMPEG").astype(int)
     config = configuration.parse({"preset": "tiny"}).report
-    assert len(video) == 3 * config.path_frames
+    assert len(video) == report_films.TURN * config.path_frames
     half = video.shape[2] // 2
     left, right = video[:, :, :half], video[:, :, half:]
     spread = [(side.max(-1) - side.min(-1))[side.min(-1) < 200].mean() for side in (left, right)]

@@ -93,13 +93,21 @@ def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: float, larges
 
 
 def _gif(pictures: list[Image.Image], fps: float, factor: float) -> bytes:
-    """One palette for all pictures, chosen from a mosaic of some of them: colours do not flicker, and unchanged pixels cost nothing."""
+    """One palette for all pictures: colours do not flicker, and unchanged pixels cost nothing."""
     size = tuple(max(1, round(n * factor)) for n in pictures[0].size)
     scaled = [picture.resize(size, Image.Resampling.LANCZOS) if factor < 1 else picture for picture in pictures]
-    some = scaled[:: max(1, len(scaled) // 8)]
-    mosaic = Image.fromarray(np.concatenate([np.asarray(picture) for picture in some]))
-    palette = mosaic.quantize(128, dither=Image.Dither.NONE)
+    palette = _palette(np.stack([np.asarray(picture) for picture in scaled[:: max(1, len(scaled) // 12)]]))
     shown = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in scaled]
     out = io.BytesIO()
     shown[0].save(out, "GIF", save_all=True, append_images=shown[1:], duration=round(1000 / fps), loop=0, optimize=False)
     return out.getvalue()
+
+
+def _palette(some: np.ndarray) -> Image.Image:
+    """256 colours that cover those of the pictures u8 [N, H, W, 3]; every colour counts once, or a plain background would take most, and it stays exact."""
+    background = some[0, 0, 0]
+    distinct = np.unique(some.reshape(-1, 3) & 0xFC, axis=0)
+    chosen = Image.fromarray(distinct[None]).quantize(255, dither=Image.Dither.NONE).getpalette()[: 3 * 255]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(chosen + background.tolist() * (256 - len(chosen) // 3))
+    return palette
