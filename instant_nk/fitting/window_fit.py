@@ -61,6 +61,7 @@ class WindowFit:
     def follow(self) -> None:
         """Lay the live grid around the motion as it is now."""
         self.space = LiveSpace(self.field.skeleton, *self.field.motion(), self.grid_resolution)
+        self.followed = self.done
 
     def step(self) -> dict[str, Tensor]:
         """One optimiser step; returns the scalars it saw, still on the device."""
@@ -68,7 +69,7 @@ class WindowFit:
         factor = schedules.learning_rate(self.done, config.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
-        if config.refine_motion and self.done and self.done % FOLLOW_EVERY == 0:
+        if config.refine_motion and self.done % FOLLOW_EVERY == 0 and self.followed != self.done:
             self.follow()
         batch = self.source.sample(self.rays, self.generator)
         jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
@@ -128,8 +129,9 @@ class WindowFit:
         """
         found = training_state.restore(partial, self.modules, self.optimizer, self.generator, header)
         if found:
-            counters, _ = found
+            counters, extra = found
             self.done, self.rays, self.history = counters["step"], counters["rays"], counters["history"]
+            self.unconverged = extra["unconverged"]
             self.follow()
         progress = Progress(self.title, self.config.steps, logger)
         while self.done < self.config.steps:
@@ -138,8 +140,9 @@ class WindowFit:
                 self._note(seen, progress)
             if self.done % self.config.checkpoint_every == 0 and self.done < self.config.steps:
                 counters = {"step": self.done, "rays": self.rays, "history": self.history}
-                training_state.save(partial, self.modules, self.optimizer, self.generator, counters, header, {})
-                self.follow()  # so that a resumed run marches through the same grid
+                training_state.save(partial, self.modules, self.optimizer, self.generator, counters, header, {"unconverged": self.unconverged})
+                if self.config.refine_motion:
+                    self.follow()  # so that a resumed run marches through the same grid
 
     def _note(self, seen: dict[str, Tensor], progress: Progress) -> None:
         values = {k: float(v) for k, v in seen.items()}

@@ -96,9 +96,8 @@ class LiveSpace:
             occupied = self._splat(live, band_cells)
             rows = occupied.reshape(-1).nonzero()[:, 0]
             self.occupied[f] = occupied
-            self.seeds[f].reshape(-1, 2)[rows] = torch.from_numpy(_two_seeds(centres[rows.cpu()].numpy(), live.cpu().numpy(), rest, sparse, 2 / resolution)).to(
-                device
-            )
+            seeds = _two_seeds(centres[rows.cpu()].numpy(), live.cpu().numpy(), rest, sparse, 2 / resolution)
+            self.seeds[f].reshape(-1, 2)[rows] = torch.from_numpy(seeds).to(device)
         self.live, self.inverse_jacobian = torch.stack(self.live), torch.stack(self.inverse_jacobian)
 
     def _splat(self, points: Tensor, band: int) -> Tensor:
