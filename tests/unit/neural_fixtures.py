@@ -14,7 +14,6 @@ import trimesh
 from torch import Tensor
 
 from instant_nk import config, layout
-from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.window_files import CanonicalField
 from instant_nk.io import artifact, graph, synthetic
 from instant_nk.io import dataset as datasets
@@ -30,8 +29,8 @@ from instant_nk.models.window_field import WindowField
 from instant_nk.stages import canonical as canonical_stage
 from instant_nk.stages import dataset as dataset_stage
 from instant_nk.stages import graph as graph_stage
+from tests.unit.capture_writer import BALLS, write_capture
 from tests.unit.capture_writer import job as capture_job
-from tests.unit.capture_writer import write_capture
 
 SPEC = HashSpec.geometric(3, 2, 12, 4, 16)
 SPEC_IN_TIME = HashSpec.geometric(2, 2, 12, 4, 8, times=(1, 2))
@@ -172,10 +171,29 @@ def balls(base: Path) -> layout.Job:
     return job
 
 
-@functools.cache
-def balls_pixels(base: Path, frames: tuple[int, ...]) -> tuple[datasets.Dataset, PixelSource]:
-    dataset = datasets.load(balls(base).paths.manifest)
-    return dataset, PixelSource(dataset, list(frames), 10_000_000)
+def balls_window(dataset: datasets.Dataset, still: bool = False) -> WindowField:
+    """A fresh window over all frames of the two balls: the true shape of the canonical frame and, unless `still`, the true motion."""
+    canonical = dataset.canonical_frame
+    parts = []
+    for index, (centre, radius, _) in enumerate(BALLS):
+        ball = trimesh.creation.icosphere(3, radius)
+        parts.append(ball.apply_translation(centre + [0, 0.04 * canonical * index, 0]))
+    mesh = trimesh.util.concatenate(parts)
+    mesh.apply_transform(dataset.scene_from_world)
+    centres = [part.vertices.mean(0) for part in (mesh.submesh([np.arange(1280)], append=True), mesh.submesh([np.arange(1280, 2560)], append=True))]
+    radii = [radius * dataset.scale for _, radius, _ in BALLS]
+
+    def sdf(points: Tensor) -> Tensor:
+        return torch.stack([torch.linalg.vector_norm(points - torch.tensor(c).to(points), dim=1) - r for c, r in zip(centres, radii)]).min(0).values
+
+    skeleton = skeleton_of(mesh.vertices, mesh.faces, max_nodes=16)
+    outer = (skeleton.nodes - torch.tensor(centres[1]).float()).norm(dim=1) < 1.1 * radii[1]
+    frames = len(dataset.frames)
+    translations = torch.zeros(frames, len(skeleton.nodes), 3)
+    if not still:
+        translations[:, outer, 1] = (torch.tensor(dataset.frames) - canonical)[:, None] * 0.04 * dataset.scale
+    rotations = torch.eye(3).expand(frames, len(skeleton.nodes), 3, 3).contiguous()
+    return window_field(sdf, skeleton, rotations, translations, dataset.frames.index(canonical))
 
 
 @dataclasses.dataclass(frozen=True)
