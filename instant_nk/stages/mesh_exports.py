@@ -17,6 +17,7 @@ from instant_nk.io import dataset as dataset_io
 from instant_nk.io import graph as graph_io
 from instant_nk.io import mesh as mesh_io
 from instant_nk.io.export import glb, obj, pc2, ply, skinned, usd
+from instant_nk.io.export.common import check_frames
 from instant_nk.io.mesh import Animation
 from instant_nk.layout import Job
 
@@ -26,7 +27,12 @@ def write(job: Job, dataset: dataset_io.Dataset, animation: Animation) -> dict[s
 
     Returns:
         numbers for the stage's metrics: of the baking, of the skinned GLB, and every export's size in MiB.
+
+    Raises:
+        ContractError: frames are missing, the mesh has no faces, a format cannot hold it, or the disk is full.
+        BackendError: a format or the texture needs a package that is not installed.
     """
+    check_frames(animation, dataset.frames, job.paths.animation)
     folder = job.paths.mesh
     mesh = mesh_io.load(job.paths.canonical_mesh)
     texture, numbers = _texture(job, dataset, animation, mesh)

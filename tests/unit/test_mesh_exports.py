@@ -1,5 +1,6 @@
 """The mesh stage's exports: every format from one call, numbers about them, nothing stale left."""
 
+import dataclasses
 import json
 
 import imageio.v3 as iio
@@ -9,6 +10,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from instant_nk import config as schema
+from instant_nk.errors import ContractError
 from instant_nk.geometry import rasterize, surface
 from instant_nk.io import artifact
 from instant_nk.io import graph as graph_io
@@ -94,3 +96,11 @@ def test_the_skinned_file_lies_in_the_world(work, animation):
     job, dataset, folder = work
     numbers = mesh_exports.write(job(formats=["npz", "glb"]), dataset, animation)
     assert numbers["skinned_written"] and numbers["skinned_error_p99_pct"] <= numbers["skinned_bound_pct"]
+
+
+def test_an_animation_that_lacks_frames_of_the_sequence_exports_nothing(work, animation):
+    job, dataset, folder = work
+    cut = dataclasses.replace(animation, **{name: getattr(animation, name)[:2] for name in ("frames", "vertices", "sdf_residual", "cycle_error", "n_views")})
+    with pytest.raises(ContractError, match=r"frames \[5, 6\] of the sequence are missing from the animation"):
+        mesh_exports.write(job(formats=["npz", "ply"]), dataset, cut)
+    assert not folder.exists()

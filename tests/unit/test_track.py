@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from instant_nk.errors import ConfigError, ContractError, DataError
+from instant_nk import cli
+from instant_nk.errors import BackendError, ConfigError, ContractError, DataError
 from instant_nk.io import mesh as mesh_io
 from instant_nk.io.artifact import make_header
 from instant_nk.layout import Paths
@@ -96,3 +97,13 @@ def test_a_result_of_another_version_is_refused(animation, tmp_path):
     mesh_io.save_animation(paths.animation, animation, header)
     with pytest.raises(ContractError, match=r"wanted format 1 of 'animation', got 2 \(written by version 9\.9\)"):
         track.run_track(paths, tmp_path / "p.txt", tmp_path / "t.npz")
+
+
+def test_the_command_writes_trajectories_and_exits_with_the_error_s_code(animation, tmp_path, capsys):
+    paths = Paths(tmp_path / "demo")
+    mesh_io.save_animation(paths.animation, animation, make_header("animation", mesh_io.ANIMATION_FORMAT, "mesh"))
+    np.savetxt(tmp_path / "p.txt", animation.vertices[1][:2])
+    assert cli.main(["track", str(paths.root), "--points", str(tmp_path / "p.txt"), "--frame", "4", "-o", str(tmp_path / "t.csv")]) == 0
+    assert "2 points, frames 3 to 6" in capsys.readouterr().out and (tmp_path / "t.csv").is_file()
+    assert cli.main(["track", str(paths.root), "--points", str(tmp_path / "absent.ply")]) == DataError.exit_code
+    assert cli.main(["view", str(tmp_path / "nothing")]) in (ContractError.exit_code, BackendError.exit_code)
