@@ -72,7 +72,7 @@ class CanonicalConfig:
     finest_resolution: int = key(192, "cells per axis of the finest level")
     hidden: int = key(64, "width of the networks")
     occupancy_resolution: int = key(64, "voxels per axis of the occupancy grid")
-    learning_rate: float = key(1e-2, "Adam step size of the grid; the networks use a tenth")
+    learning_rate: float = key(1e-2, "Adam step size of the grid; the networks use a fifth")
     eikonal_weight: float = key(0.05, "weight of (|grad sdf| - 1)^2")
     mask_weight: float = key(0.2, "weight of the mask's binary cross-entropy")
     isosurface_resolution: int = key(144, "cells per axis when the surface is extracted")
