@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, small_matmul, warp
-from instant_nk.geometry.cameras import camera_to_scene
+from instant_nk.geometry import spaces
 from instant_nk.geometry.rasterize import rasterize
 from instant_nk.io.dataset import Dataset
 from instant_nk.io.graph import Graph
@@ -46,7 +46,7 @@ class Views:
     @staticmethod
     def from_dataset(data: Dataset, max_views: int, max_side: int, device: str = "cpu") -> Views:
         """At most `max_views` cameras spread over the rig, images reduced to at most `max_side`."""
-        c2w = camera_to_scene(data.cameras.c2w, data.scene_from_world)
+        c2w = spaces.transform_poses(data.scene_from_world, data.cameras.c2w)
         index = spread(c2w[:, :3, 3], max_views)
         reduce = [int(np.ceil(data.cameras.sizes[c].max() / max_side)) for c in index]
         K = data.cameras.K[index] * np.array([[[1 / r], [1 / r], [1]] for r in reduce])

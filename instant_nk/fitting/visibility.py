@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instant_nk.geometry.cameras import camera_to_scene, project
+from instant_nk.geometry import spaces
+from instant_nk.geometry.cameras import project
 from instant_nk.geometry.rasterize import visible_vertices
 from instant_nk.io.dataset import Dataset
 
@@ -21,7 +22,7 @@ def seen_by(dataset: Dataset, vertices: np.ndarray, faces: np.ndarray, device: s
         faces: i32 [T, 3].
     """
     points, triangles = torch.from_numpy(vertices).float().to(device), torch.from_numpy(faces).to(device)
-    w2c = torch.from_numpy(np.linalg.inv(camera_to_scene(dataset.cameras.c2w, dataset.scene_from_world)))
+    w2c = torch.from_numpy(np.linalg.inv(spaces.transform_poses(dataset.scene_from_world, dataset.cameras.c2w)))
     result = []
     for c in range(len(dataset.cameras)):
         width, height = (int(v) for v in dataset.cameras.sizes[c])
@@ -34,7 +35,7 @@ def seen_by(dataset: Dataset, vertices: np.ndarray, faces: np.ndarray, device: s
 def observed_colours(dataset: Dataset, frame: int, vertices: np.ndarray, normals: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Mean colour [V, 3] that the cameras of `seen` [C, V] observe at each vertex, head-on views counting most; grey where none does."""
     points, n = torch.from_numpy(vertices).float(), torch.from_numpy(normals).float()
-    poses = torch.from_numpy(camera_to_scene(dataset.cameras.c2w, dataset.scene_from_world)).float()
+    poses = torch.from_numpy(spaces.transform_poses(dataset.scene_from_world, dataset.cameras.c2w)).float()
     total, weights = torch.zeros(len(points), 3), torch.zeros(len(points))
     for c in range(len(dataset.cameras)):
         if not seen[c].any():

@@ -8,20 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def camera_to_scene(c2w: np.ndarray, scene_from_world: np.ndarray) -> np.ndarray:
-    """Camera-to-scene poses: rotation stays orthonormal, the position follows the similarity.
-
-    Args:
-        c2w: camera-to-world, f64 [..., 4, 4].
-        scene_from_world: similarity, f64 [4, 4].
-    """
-    linear = scene_from_world[:3, :3]
-    rotation = linear / np.cbrt(np.linalg.det(linear))
-    result = np.broadcast_to(np.eye(4), c2w.shape).copy()
-    result[..., :3, :3] = rotation @ c2w[..., :3, :3]
-    result[..., :3, 3] = c2w[..., :3, 3] @ linear.T + scene_from_world[:3, 3]
-    return result
+from instant_nk.geometry import spaces
 
 
 @dataclass
@@ -39,7 +26,7 @@ class Cameras:
     @staticmethod
     def from_world(c2w: np.ndarray, K: np.ndarray, scene_from_world: np.ndarray, device: str | torch.device = "cpu") -> Cameras:
         """Tensors from world poses [C, 4, 4] and intrinsics [C, 3, 3]."""
-        poses = camera_to_scene(np.asarray(c2w, np.float64), scene_from_world)
+        poses = spaces.transform_poses(scene_from_world, c2w)
         return Cameras(torch.tensor(poses, dtype=torch.float32, device=device), torch.tensor(np.asarray(K), dtype=torch.float32, device=device))
 
     def rays(self, camera: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:

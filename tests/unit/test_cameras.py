@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from instant_nk.geometry import spaces
-from instant_nk.geometry.cameras import Cameras, camera_to_scene, project
+from instant_nk.geometry.cameras import Cameras, project
 
 K = np.array([[50.0, 0, 20], [0, 40, 15], [0, 0, 1]])
 
@@ -56,7 +56,7 @@ def test_poses_in_scene_space_stay_rigid_and_see_the_same_picture(scale):
     box = np.array([[-1.0, -2, -3], [4, 5, 6]]) * scale + 10 * scale
     similarity, c2w = spaces.similarity_from_box(box), poses(4)
     c2w[:, :3, 3] *= scale
-    scene = camera_to_scene(c2w, similarity)
+    scene = spaces.transform_poses(similarity, c2w)
     np.testing.assert_allclose(scene[:, :3, :3] @ scene[:, :3, :3].swapaxes(1, 2), np.tile(np.eye(3), (4, 1, 1)), atol=1e-12)
     np.testing.assert_allclose(scene[:, :3, 3], spaces.transform_points(similarity, c2w[:, :3, 3]), atol=1e-12)
     points = np.random.default_rng(1).uniform(box[0], box[1], (50, 3))
