@@ -9,19 +9,18 @@ import numpy as np
 import torch
 
 from instant_nk import layout, log
-from instant_nk.errors import DataError, NumericalError
+from instant_nk.errors import NumericalError
 from instant_nk.fitting import meshing
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import GivenSurface, Interruptible, Surface, SurfaceFit, SurfaceFitConfig
 from instant_nk.geometry import surface as surfaces
-from instant_nk.io import artifact, checkpoint
+from instant_nk.io import artifact, checkpoint, given_mesh
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import mesh as mesh_io
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.layout import Job
 
 logger = logging.getLogger(__name__)
-
 
 CHECKPOINT_EVERY = 200  # steps after which a killed job can resume
 LONGEST_EDGE = 0.05  # scene units, of a given mesh: about one and a half cells of the live grid
@@ -34,11 +33,12 @@ def run(job: Job) -> None:
     frame = dataset.canonical_frame
     source = PixelSource(dataset, [frame], config.max_pixels, job.device)
     logger.info("canonical %s", log.fields(frame=frame, cameras=len(dataset.cameras), pixels=len(source)))
-    header = artifact.make_header(
-        "mesh", mesh_io.MESH_FORMAT, "canonical", layout.stage_config(job.config, "canonical"), {"dataset": artifact.file_hash(job.paths.manifest)}
-    )
+    given, inputs = None, {"dataset": artifact.file_hash(job.paths.manifest)}
+    if config.mesh:
+        given = split_long_edges(*given_mesh.load(Path(config.mesh), "canonical.mesh", dataset, frame))
+        inputs["mesh"] = artifact.file_hash(config.mesh)
+    header = artifact.make_header("mesh", mesh_io.MESH_FORMAT, "canonical", layout.stage_config(job.config, "canonical"), inputs)
     partial = job.paths.canonical_field.with_suffix(".partial.npz")
-    given = given_mesh(config.mesh, dataset) if config.mesh else None
     hull = solid(given, dataset.hull(frame).shape[0]) if given else dataset.hull(frame)
     fit = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical", oriented_points(given, job.device) if given else None)
     surface = fit.run(Interruptible(partial, CHECKPOINT_EVERY, header))
@@ -60,39 +60,15 @@ def run(job: Job) -> None:
     )
 
 
-def given_mesh(path: str, dataset: dataset_io.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices f32 [V, 3] in scene space and faces i32 [T, 3] of the mesh the user names, welded and facing outwards.
-
-    Raises:
-        DataError: no such file, no faces, or it lies outside the capture's box.
-    """
-    import trimesh
-
-    if not Path(path).is_file():
-        raise DataError(f"canonical.mesh: {path}: no such file. Give a .ply or .obj in world coordinates.")
-    mesh = trimesh.load(path, process=False, force="mesh")
-    if not len(getattr(mesh, "faces", ())):
-        raise DataError(f"canonical.mesh: {path}: wanted a triangle mesh, found no faces.")
-    vertices, faces, _ = surfaces.weld(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces))
-    scene = (vertices @ dataset.scene_from_world[:3, :3].T + dataset.scene_from_world[:3, 3]).astype(np.float32)
-    outside = float((np.abs(scene) > 1).any(1).mean())
-    if outside > 0.02:
-        low, high = vertices.min(0), vertices.max(0)
-        raise DataError(
-            f"canonical.mesh: {path}: {100 * outside:.0f} % of its vertices lie outside the capture's box "
-            f"{dataset.box.round(4).tolist()}; the mesh spans {low.round(4).tolist()}..{high.round(4).tolist()}. It must be in the capture's world coordinates, at frame {dataset.canonical_frame}."
-        )
-    corner = scene[faces].astype(np.float64)
-    if np.einsum("td,td->", corner[:, 0], np.cross(corner[:, 1], corner[:, 2])) < 0:
-        logger.warning("canonical.mesh: %s faces inwards; its faces are turned round", path)
-        faces = faces[:, ::-1]
-    count = len(scene)
-    scene, faces, _ = surfaces.refine(scene, faces, LONGEST_EDGE)
-    if len(scene) > count:
+def split_long_edges(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A given mesh fine enough to bend; its own vertices come first."""
+    count = len(vertices)
+    vertices, faces, _ = surfaces.refine(vertices, faces, LONGEST_EDGE)
+    if len(vertices) > count:
         logger.info(
-            "canonical.mesh: edges longer than %g of the box's half are split, %d -> %d vertices, so that the mesh can bend", LONGEST_EDGE, count, len(scene)
+            "canonical.mesh: edges longer than %g of the box's half are split, %d -> %d vertices, so that the mesh can bend", LONGEST_EDGE, count, len(vertices)
         )
-    return scene.astype(np.float32), np.ascontiguousarray(faces, np.int32)
+    return vertices.astype(np.float32), faces.astype(np.int32)
 
 
 def solid(given: tuple[np.ndarray, np.ndarray], resolution: int) -> np.ndarray:

@@ -15,9 +15,9 @@ from instant_nk.fitting import meshing
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import SurfaceFit, SurfaceFitConfig
 from instant_nk.fitting.visibility import observed_colours, seen_by
+from instant_nk.geometry import spaces
 from instant_nk.geometry import surface as surfaces
-from instant_nk.geometry.cameras import camera_to_scene
-from instant_nk.io import artifact
+from instant_nk.io import artifact, given_mesh
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import observation as observation_io
 from instant_nk.io.dataset import Dataset
@@ -69,23 +69,21 @@ def observe_neural(job: Job, dataset: Dataset, frame: int) -> tuple[Observation,
 
 def observe_meshes(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
     """A given mesh per frame, world coordinates, found by the number in its name."""
-    import trimesh
-
     folder = Path(job.config.observation.folder)
+    if not folder.is_dir():
+        raise DataError(f"observation.folder: {folder}: no such folder. Give one that holds a mesh per frame, e.g. mesh_{frame:04d}.ply.")
     found = {
         int(re.findall(r"\d+", p.stem)[-1]): p
         for p in sorted(folder.glob("*"))
         if p.suffix.lower() in (".ply", ".obj", ".stl", ".glb") and re.search(r"\d", p.stem)
     }
     if frame not in found:
-        raise DataError(f"{folder}: no mesh for frame {frame}; found frames {sorted(found)[:8]}. Name files by frame number, e.g. mesh_{frame:04d}.ply.")
-    mesh = trimesh.load(found[frame], process=False, force="mesh")
-    if not len(mesh.faces):
-        raise DataError(f"{found[frame]}: the mesh has no faces; wanted a triangle mesh in world coordinates.")
-    vertices, faces, _ = surfaces.weld(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces))
-    scene = (vertices @ dataset.scene_from_world[:3, :3].T + dataset.scene_from_world[:3, 3]).astype(np.float32)
-    vertices, faces = meshing.decimate(scene, faces.astype(np.int32), 2 * job.config.observation.max_points)
-    return _from_mesh(dataset, frame, vertices, faces, surfaces.vertex_normals(vertices, faces).astype(np.float32), job.device), {}
+        raise DataError(
+            f"observation.folder: {folder}: no mesh for frame {frame}; found frames {sorted(found)[:8]}. Name files by frame number, e.g. mesh_{frame:04d}.ply."
+        )
+    vertices, faces = given_mesh.load(found[frame], "observation.folder", dataset, frame)
+    vertices, faces = meshing.decimate(vertices, faces, 2 * job.config.observation.max_points)
+    return _from_mesh(dataset, frame, vertices, faces, surfaces.vertex_normals(vertices, faces), job.device), {}
 
 
 def _from_mesh(dataset: Dataset, frame: int, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, device: str) -> Observation:
@@ -103,13 +101,16 @@ def _from_mesh(dataset: Dataset, frame: int, vertices: np.ndarray, faces: np.nda
 
 def observe_depth(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
     """Oriented points from all depth maps, thinned to `max_points` on a voxel grid."""
-    poses = camera_to_scene(dataset.cameras.c2w, dataset.scene_from_world)
+    poses = spaces.transform_poses(dataset.scene_from_world, dataset.cameras.c2w)
     parts = [_depth_points(dataset, c, frame, poses[c]) for c in range(len(dataset.cameras))]
     points, normals, colours, edge = (np.concatenate(p) for p in zip(*parts))
+    camera = np.repeat(np.arange(len(parts)), [len(p[0]) for p in parts])
     area = max(len(np.unique(np.floor(points * 32).astype(np.int32), axis=0)), 1) / 32**2
     voxel = np.sqrt(area / job.config.observation.max_points) * 1.2
     _, cell = np.unique(np.floor(points / voxel).astype(np.int64), axis=0, return_inverse=True)
+    cell = cell.reshape(-1)
     count = np.bincount(cell)
+    n_views = np.bincount(np.unique(cell * len(parts) + camera) // len(parts))  # cameras with a pixel there
 
     def mean(values: np.ndarray) -> np.ndarray:
         return np.stack([np.bincount(cell, weights=v) for v in values.T], 1) / count[:, None]
@@ -123,7 +124,7 @@ def observe_depth(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, 
         (normal / np.maximum(length, 1e-9)[:, None])[keep].astype(np.float32),
         mean(colours)[keep].astype(np.float32),
         np.minimum(1, 0.25 + count / 8)[keep].astype(np.float32),
-        np.minimum(count, len(dataset.cameras))[keep].astype(np.int32),
+        n_views[keep].astype(np.int32),
         boundary[keep],
     )
     return observation, {"depth_pixels": len(points)}
