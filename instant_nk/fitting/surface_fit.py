@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,5 +219,6 @@ def _resample(grid: Tensor, resolution: int) -> Tensor:
     if grid.shape[0] % resolution == 0:
         k = grid.shape[0] // resolution
         return grid.reshape(resolution, k, resolution, k, resolution, k).any(5).any(3).any(1)
-    rows = ((torch.arange(resolution, device=grid.device) + 0.5) * grid.shape[0] / resolution).long()
-    return dilate(grid)[rows][:, rows][:, :, rows]
+    ratio = grid.shape[0] / resolution
+    rows = ((torch.arange(resolution, device=grid.device) + 0.5) * ratio).long()
+    return dilate(grid, math.ceil(ratio / 2))[rows][:, rows][:, :, rows]

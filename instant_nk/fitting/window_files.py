@@ -12,8 +12,9 @@ from torch import Tensor
 
 from instant_nk import layout
 from instant_nk.config import FieldConfig
+from instant_nk.errors import ContractError
 from instant_nk.fitting.meshing import sample_sdf
-from instant_nk.io import checkpoint
+from instant_nk.io import artifact, checkpoint
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import graph as graph_io
 from instant_nk.io import mesh as mesh_io
@@ -56,10 +57,16 @@ def load_canonical(paths: layout.Paths, device: str) -> CanonicalField:
     return CanonicalField(sdf, colour, float(sharpness().detach()), state["occupied"])
 
 
-def load_skeleton(paths: layout.Paths, device: str) -> tuple[Skeleton, mesh_io.Mesh]:
-    """Graph and canonical mesh as the warp wants them."""
+def load_skeleton(paths: layout.Paths, device: str) -> Skeleton:
+    """Graph and canonical mesh as the warp wants them.
+
+    Raises:
+        ContractError: the graph was built on another mesh.
+    """
     graph, mesh = graph_io.load(paths.graph), mesh_io.load(paths.canonical_mesh)
-    skeleton = Skeleton(
+    if len(graph.vertex_anchors) != len(mesh.vertices):
+        raise ContractError(f"{paths.graph}: holds {len(graph.vertex_anchors)} vertices, the canonical mesh has {len(mesh.vertices)}. Re-run stage 'graph'.")
+    return Skeleton(
         torch.from_numpy(graph.node_positions).to(device),
         torch.from_numpy(graph.node_radii).to(device),
         torch.from_numpy(graph.edges).long().to(device),
@@ -68,7 +75,6 @@ def load_skeleton(paths: layout.Paths, device: str) -> tuple[Skeleton, mesh_io.M
         torch.from_numpy(mesh.vertices).to(device),
         torch.from_numpy(graph.vertex_anchors).long().to(device),
     )
-    return skeleton, mesh
 
 
 def window_frames(dataset: dataset_io.Dataset, window: str) -> list[int]:
@@ -78,10 +84,15 @@ def window_frames(dataset: dataset_io.Dataset, window: str) -> list[int]:
 def new_field(
     paths: layout.Paths, dataset: dataset_io.Dataset, window: str, spec: HashSpec, residual_bound: float, device: str
 ) -> tuple[WindowField, CanonicalField]:
-    """A fresh field of a window: canonical networks, registered motion, zero residual."""
-    canonical = load_canonical(paths, device)
-    skeleton, _ = load_skeleton(paths, device)
+    """A fresh field of a window: canonical networks, registered motion, zero residual.
+
+    Raises:
+        ContractError: graph, mesh and motion do not belong together, or the motion does not cover the window.
+    """
+    canonical, skeleton = load_canonical(paths, device), load_skeleton(paths, device)
     motion, frames = motion_io.load(paths.motion), window_frames(dataset, window)
+    if motion.rotations.shape[1] != len(skeleton.nodes):
+        raise ContractError(f"{paths.motion}: moves {motion.rotations.shape[1]} nodes, the graph has {len(skeleton.nodes)}. Re-run stage 'registration'.")
     rows = [motion.index(f) for f in frames]
     fixed = torch.tensor([f == dataset.canonical_frame for f in frames])
     nodes = NodeMotion(torch.from_numpy(motion.rotations[rows]), torch.from_numpy(motion.translations[rows]), fixed).to(device)
@@ -96,6 +107,12 @@ def residual_spec(config: FieldConfig, frames: int) -> HashSpec:
     return HashSpec.geometric(config.levels, config.features, config.log2_table_size, config.base_resolution, config.finest_resolution, times)
 
 
+def inputs_of(paths: layout.Paths) -> dict[str, str]:
+    """Content hashes of what a window is trained on, by name."""
+    files = {"dataset": paths.manifest, "canonical": paths.canonical_field, "graph": paths.graph, "motion": paths.motion}
+    return {name: artifact.file_hash(path) for name, path in files.items()}
+
+
 def save(path: Path, field: WindowField, header: dict[str, Any]) -> None:
     """Write `6_field/{window}.npz`: residual, colour and refined motion."""
     state = {
@@ -107,8 +124,16 @@ def save(path: Path, field: WindowField, header: dict[str, Any]) -> None:
 
 
 def load(paths: layout.Paths, dataset: dataset_io.Dataset, window: str, device: str) -> tuple[WindowField, CanonicalField]:
-    """The trained field of a window."""
-    state, _, description = checkpoint.load(paths.field(window), device)
+    """The trained field of a window.
+
+    Raises:
+        ContractError: missing, truncated, or trained on other artifacts than those that are there now.
+    """
+    state, header, description = checkpoint.load(paths.field(window), device)
+    now = inputs_of(paths)
+    changed = [name for name, digest in now.items() if header["inputs"].get(name) != digest]
+    if changed:
+        raise ContractError(f"{paths.field(window)}: was trained on another {' and '.join(changed)} than the results hold now. Re-run stage 'field'.")
     saved = description["residual"]
     field, canonical = new_field(paths, dataset, window, HashSpec.from_json(saved["spec"]), saved["bound"], device)
     for name, module in (("residual", field.residual), ("colour", field.colour), ("motion", field.motion)):

@@ -10,8 +10,9 @@ from instant_nk import layout, log
 from instant_nk.fitting import window_files
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.window_fit import WindowFit
-from instant_nk.io import artifact
+from instant_nk.io import artifact, checkpoint
 from instant_nk.io import dataset as dataset_io
+from instant_nk.io import graph as graph_io
 from instant_nk.layout import Job
 
 logger = logging.getLogger(__name__)
@@ -23,18 +24,12 @@ def run(job: Job) -> None:
     config, dataset = job.config.field, dataset_io.load(job.paths.manifest)
     frames = window_files.window_frames(dataset, job.part)
     torch.manual_seed(job.config.runtime.seed)
-    skeleton, _ = window_files.load_skeleton(job.paths, "cpu")
     spec = window_files.residual_spec(config, len(frames))
-    field, canonical = window_files.new_field(job.paths, dataset, job.part, spec, config.residual_bound * skeleton.spacing, job.device)
+    bound = config.residual_bound * graph_io.load(job.paths.graph).spacing
+    field, canonical = window_files.new_field(job.paths, dataset, job.part, spec, bound, job.device)
     source = PixelSource(dataset, frames, config.max_pixels, job.device)
-    logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), nodes=len(skeleton.nodes), inv_std=canonical.inv_std))
-    inputs = {
-        "dataset": artifact.file_hash(job.paths.manifest),
-        "canonical": artifact.file_hash(job.paths.canonical_field),
-        "graph": artifact.file_hash(job.paths.graph),
-        "motion": artifact.file_hash(job.paths.motion),
-    }
-    header = artifact.make_header("checkpoint", 1, "field", layout.stage_config(job.config, "field"), inputs)
+    logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), nodes=len(field.skeleton.nodes), inv_std=canonical.inv_std))
+    header = artifact.make_header("checkpoint", checkpoint.FORMAT, "field", layout.stage_config(job.config, "field"), window_files.inputs_of(job.paths))
     partial = job.paths.field(job.part).with_suffix(".partial.npz")
     fit = WindowFit(config, field, source, canonical.occupancy_resolution, job.device, job.config.runtime.seed, f"field {job.part}")
     fit.run(partial, header)
