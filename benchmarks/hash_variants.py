@@ -38,17 +38,14 @@ def _corner_weight(f1, f2, f3, corner: tl.constexpr, DIMS: tl.constexpr):
 
 @triton.jit
 def _cells(x, n, live, entry, DIMS: tl.constexpr):
-    c0, c1, c2 = tl.load(entry).to(tl.float32), tl.load(entry + 1).to(tl.float32), tl.load(entry + 2).to(tl.float32)
-    m1, m2 = tl.load(entry + DIMS + 1).to(tl.uint32), tl.load(entry + DIMS + 2).to(tl.uint32)
-    j0, f0 = production._cell(x, n, live, 0, c0, DIMS)
-    j1, f1 = production._cell(x, n, live, 1, c1, DIMS)
-    j2, f2 = production._cell(x, n, live, 2, c2, DIMS)
-    m3, k3, f3 = m1, j1, f1
+    p0, p1, p2, p3 = production._position(x, n, live, DIMS)
+    k0, m0, f0, c0 = production._cell(p0, 0, entry, DIMS)
+    k1, m1, f1, c1 = production._cell(p1, 1, entry, DIMS)
+    k2, m2, f2, c2 = production._cell(p2, 2, entry, DIMS)
+    k3, m3, f3, c3 = k2, m2, f2, c2
     if DIMS == 4:
-        c3, m3 = tl.load(entry + 3).to(tl.float32), tl.load(entry + DIMS + 3).to(tl.uint32)
-        j3, f3 = production._cell(x, n, live, 3, c3, DIMS)
-        k3 = j3 * m3
-    return j0, j1 * m1, j2 * m2, k3, m1, m2, m3, f0, f1, f2, f3
+        k3, m3, f3, c3 = production._cell(p3, 3, entry, DIMS)
+    return k0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3
 
 
 @triton.jit
@@ -62,17 +59,17 @@ def _scatter_kernel(
     live = n < n_points
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
-        entry = layout + level * (2 * DIMS + 2)
-        offset, dense = tl.load(entry + 2 * DIMS), tl.load(entry + 2 * DIMS + 1) != 0
+        entry = layout + level * (2 * DIMS + 4)
+        offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
         j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
-        ga, gb = production._load_pair(grad, n * WIDTH + level * 2, live, live, True)
+        ga, gb = production._load_pair(grad, n * WIDTH + level * 2, live)
         for corner in tl.static_range(1 << (DIMS - 1)):
             w = _corner_weight(f1, f2, f3, corner, DIMS)
             if MODE == "one":
                 for side in tl.static_range(2):
                     row = _corner_row(dense, j0 + side, k1, k2, k3, m1, m2, m3, corner, DIMS)
                     v = w * production._side(side, f0)
-                    production._add_pair(out, ((row & MASK).to(tl.int32) + offset) * 2, v * ga, v * gb, live, live, True)
+                    production._add_pair(out, ((row & MASK).to(tl.int32) + offset) * 2, v * ga, v * gb, live, True)
             elif MODE == "four":
                 side = (lane >> 1) & 1
                 row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
@@ -84,9 +81,9 @@ def _scatter_kernel(
                 v = w * tl.where(side == 0, 1.0 - f0, f0)
                 index = ((row & MASK).to(tl.int32) + offset) * 2
                 if MODE == "pair":
-                    production._add_pair(out, index, v * ga, v * gb, live, live, True)
+                    production._add_pair(out, index, v * ga, v * gb, live, True)
                 elif MODE == "scalar":
-                    production._add_pair(out, index, v * ga, v * gb, live, live, False)
+                    production._add_pair(out, index, v * ga, v * gb, live, False)
                 elif MODE == "half":
                     a = (v * ga).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
                     b = (v * gb).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) << 16
@@ -116,8 +113,8 @@ def _runs_kernel(
     CORNERS: tl.constexpr = 1 << (DIMS - 1)
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
-        entry = layout + level * (2 * DIMS + 2)
-        offset, dense = tl.load(entry + 2 * DIMS), tl.load(entry + 2 * DIMS + 1) != 0
+        entry = layout + level * (2 * DIMS + 4)
+        offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
         for corner in tl.static_range(CORNERS):
             held = tl.full([SIZE], -1, tl.int32)
             a, b = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
@@ -125,15 +122,15 @@ def _runs_kernel(
                 n = first + r
                 live = n < n_points
                 j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
-                ga, gb = production._load_pair(grad, n * WIDTH + level * 2, live, live, True)
+                ga, gb = production._load_pair(grad, n * WIDTH + level * 2, live)
                 row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
                 index = (row & MASK).to(tl.int32) + offset
                 v = tl.where(live, _corner_weight(f1, f2, f3, corner, DIMS) * tl.where(side == 0, 1.0 - f0, f0), 0.0)
                 leave = index != held
-                production._add_pair(out, held * 2, a, b, leave & (held >= 0), leave, True)
+                production._add_pair(out, held * 2, a, b, leave & (held >= 0), True)
                 a, b = tl.where(leave, 0.0, a) + v * ga, tl.where(leave, 0.0, b) + v * gb
                 held = index
-            production._add_pair(out, held * 2, a, b, held >= 0, held >= 0, True)
+            production._add_pair(out, held * 2, a, b, held >= 0, True)
 
 
 @triton.jit
@@ -146,8 +143,8 @@ def _gather_kernel(
     live = n < n_points
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
-        entry = layout + level * (2 * DIMS + 2)
-        offset, dense = tl.load(entry + 2 * DIMS), tl.load(entry + 2 * DIMS + 1) != 0
+        entry = layout + level * (2 * DIMS + 4)
+        offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
         j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
         ua, ub = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
         for corner in tl.static_range(1 << (DIMS - 1)):
@@ -156,7 +153,7 @@ def _gather_kernel(
                 side = (lane & 1) if LANES == 2 else s
                 row = _corner_row(dense, j0 + side, k1, k2, k3, m1, m2, m3, corner, DIMS)
                 v = w * tl.where(side == 0, 1.0 - f0, f0)
-                va, vb = production._load_pair(table, ((row & MASK).to(tl.int32) + offset) * 2, live, live, True)
+                va, vb = production._load_pair(table, ((row & MASK).to(tl.int32) + offset) * 2, live)
                 ua += v * va
                 ub += v * vb
         if LANES == 2:
@@ -175,7 +172,16 @@ def scatter(x, grad, spec, mode: str, size: int = 256, levels: int = 4, warps: i
     out = torch.zeros(spec.table_rows, 2, device=x.device, dtype=torch.float16 if mode == "half" else torch.float32) if out is None else out
     grid = triton.cdiv(len(x), size // lanes), triton.cdiv(spec.levels, levels)
     _scatter_kernel[grid](
-        x, production._layout(spec, x.device), grad, out, len(x), **_arguments(spec), MODE=mode, SIZE=size, LEVELS=min(levels, spec.levels), num_warps=warps
+        x,
+        production._layout(spec, x.device, False)[0],
+        grad,
+        out,
+        len(x),
+        **_arguments(spec),
+        MODE=mode,
+        SIZE=size,
+        LEVELS=min(levels, spec.levels),
+        num_warps=warps,
     )
     return out
 
@@ -184,7 +190,16 @@ def runs(x, grad, spec, run: int, size: int = 256, levels: int = 4, warps: int =
     out = torch.zeros(spec.table_rows, 2, device=x.device)
     grid = triton.cdiv(len(x), size // 2 * run), triton.cdiv(spec.levels, levels)
     _runs_kernel[grid](
-        x, production._layout(spec, x.device), grad, out, len(x), **_arguments(spec), RUN=run, SIZE=size, LEVELS=min(levels, spec.levels), num_warps=warps
+        x,
+        production._layout(spec, x.device, False)[0],
+        grad,
+        out,
+        len(x),
+        **_arguments(spec),
+        RUN=run,
+        SIZE=size,
+        LEVELS=min(levels, spec.levels),
+        num_warps=warps,
     )
     return out
 
@@ -193,7 +208,16 @@ def gather(x, table, spec, lanes: int, size: int = 256, levels: int = 4, warps: 
     out = torch.empty(len(x), spec.width, device=x.device)
     grid = triton.cdiv(len(x), size // lanes), triton.cdiv(spec.levels, levels)
     _gather_kernel[grid](
-        x, table, production._layout(spec, x.device), out, len(x), **_arguments(spec), LANES=lanes, SIZE=size, LEVELS=min(levels, spec.levels), num_warps=warps
+        x,
+        table,
+        production._layout(spec, x.device, False)[0],
+        out,
+        len(x),
+        **_arguments(spec),
+        LANES=lanes,
+        SIZE=size,
+        LEVELS=min(levels, spec.levels),
+        num_warps=warps,
     )
     return out
 

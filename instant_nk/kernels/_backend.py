@@ -3,7 +3,7 @@
 `auto` takes Triton on a CUDA device that can run it, compiled CPU loops where an op has them and numba is installed,
 and the torch reference everywhere else. A backend asked for by
 name that cannot serve raises a `BackendError`; under `auto` the fall to the reference is one log line, never a crash.
-Nothing here imports triton, numba or tinycudann until a tensor that needs them arrives.
+Nothing here imports triton or numba until a tensor that needs them arrives.
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ _logged: set[tuple[str, str]] = set()
 
 
 def select(backend: str) -> None:
-    """Choose the backend of every later kernel call (`runtime.backend`): auto, reference, triton or tcnn.
-
-    `tcnn` applies to the hash encoding, the one op tiny-cuda-nn has; the others then behave as under `auto`.
+    """Choose the backend of every later kernel call (`runtime.backend`): auto, reference or triton.
 
     Raises:
-        BackendError: unknown name, or triton/tcnn asked for where the package is not installed.
+        BackendError: unknown name; triton where it is not installed; tcnn, which cannot serve the pipeline: normals and the
+            warp need the encoding's Jacobian, and time needs levels of its own, and tiny-cuda-nn has neither.
     """
     global _selected
     if backend not in BACKENDS:
         raise BackendError(f"runtime.backend: wanted one of {', '.join(BACKENDS)}; got {backend!r}.")
-    package = {"triton": "triton", "tcnn": "tinycudann"}.get(backend)
-    if package and importlib.util.find_spec(package) is None:
-        raise BackendError(f"runtime.backend={backend}: the package {package} is not installed. Install it, or set runtime.backend=auto.")
+    if backend == "tcnn":
+        raise BackendError(
+            "runtime.backend=tcnn: tiny-cuda-nn gives no Jacobian of its encoding and no time axis with levels of its own, and the pipeline needs both. "
+            "Set runtime.backend=auto: the Triton kernels need no compiler and are faster (docs/kernels.md)."
+        )
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        raise BackendError("runtime.backend=triton: the package triton is not installed. Install it, or set runtime.backend=auto.")
     _selected = backend
     _logged.clear()
 
@@ -67,8 +70,8 @@ def choose(op: str, *tensors: Tensor) -> str:
         BackendError: the backend asked for by name cannot serve these tensors on this machine.
     """
     offers = OFFERS[op]
-    wanted = _selected if _selected in offers else "auto"
-    if wanted in ("reference", "tcnn"):
+    wanted = _selected
+    if wanted == "reference":
         return _log(op, wanted)
     problem = _triton_problem(op, tensors) if "triton" in offers else "the op has no Triton code"
     if problem is None and (wanted == "triton" or tensors[0].is_cuda):

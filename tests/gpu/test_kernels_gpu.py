@@ -16,7 +16,7 @@ SIZES = [0, 1, 63, 5000]
 
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("points", SIZES)
-@pytest.mark.parametrize(("dims", "features"), [(3, 2), (4, 2), (3, 1), (4, 4), (3, 3)])
+@pytest.mark.parametrize(("dims", "features"), [(3, 2), (4, 2), (3, 1), (4, 4)])
 def test_hash_encoding_agrees_with_the_reference(points, dims, features, strided):
     for case in parity.hash_encoding_cases(points, dims, features).values():
         parity.check(case, "cuda", "triton", strided)

@@ -16,7 +16,7 @@ from tests import parity
 """
 
 HASH = """
-for dims, features, points in ((3, 2, 63), (4, 2, 33), (3, 1, 5), (4, 3, 1), (3, 2, 0)):
+for dims, features, points in ((3, 2, 63), (4, 2, 300), (3, 1, 5), (4, 3, 1), (3, 2, 0)):
     for case in parity.hash_encoding_cases(points, dims, features).values():
         parity.check(case, "cpu", "triton")
 for case in parity.hash_encoding_cases(20, 3, open_levels=2).values():

@@ -1,8 +1,9 @@
 """Blend skinning and its inverse in Triton: one lane a point, a loop over its anchors. `reference.py` is the definition.
 
 What a node does to points near it is packed in a row of 16 floats per frame and node: R (9), g + t (3), g (3), 1 / r^2. Sums over
-anchors run once, unnormalised, over displacements u_k = y_k - x: with S = sum s_k and G = sum ds_k/dx,
-y = x + sum s_k u_k / S and J = (sum s_k R_k + sum u_k ds_k^T - u G^T) / S, where u = y - x.
+anchors run once, unnormalised, over displacements u_k = y_k - y_0 from where the nearest anchor alone would carry the point: with
+S = sum s_k, G = sum ds_k/dx and u = sum s_k u_k / S, y = y_0 + u and J = (sum s_k R_k + sum u_k ds_k^T - u G^T) / S. At the rim of the
+last node's reach ds_k / S has no bound, but the u_k it multiplies are then exactly 0.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from instant_nk.kernels import _backend
 from instant_nk.kernels.blend_skinning.reference import LEAST_DETERMINANT, LEAST_STEP
 
 POINTS = 128  # per program
+COPIES = 16  # of the motion's gradient at most, that take turns at receiving additions,
+COPIED_ROWS = 1 << 17  # as long as there are no more rows than this
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 FLOOR = tl.constexpr(LEAST_DETERMINANT)
 HALVED = tl.constexpr(LEAST_STEP)
@@ -64,36 +67,40 @@ def _evaluate(x0, x1, x2, anchors, first, base, nodes, live, KNN: tl.constexpr):
     j00, j01, j02, j10, j11, j12, j20, j21, j22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     for k in range(KNN):
         row = base + tl.load(anchors + first + k, mask=live, other=0)
-        r00, r01, r02, r10, r11, r12, r20, r21, r22, h0, h1, h2, p0, p1, p2, reach = _load_node(nodes, row, live)
-        a0, a1, a2 = x0 - p0, x1 - p1, x2 - p2
-        squared = a0 * a0 + a1 * a1 + a2 * a2
+        p0, p1 = _load_pair(nodes, row * 16 + 12, live)
+        p2, reach = _load_pair(nodes, row * 16 + 14, live)
+        squared = (x0 - p0) * (x0 - p0) + (x1 - p1) * (x1 - p1) + (x2 - p2) * (x2 - p2)
         nearest = tl.where(squared < least, k, nearest)
         least = tl.minimum(least, squared)
-        q = tl.maximum(1.0 - squared * reach, 0.0)
+    row = base + tl.load(anchors + first + nearest, mask=live, other=0)
+    n00, n01, n02, n10, n11, n12, n20, n21, n22, h0, h1, h2, p0, p1, p2, reach = _load_node(nodes, row, live)
+    y0, y1, y2 = _moved(x0, x1, x2, x0 - p0, x1 - p1, x2 - p2, n00, n01, n02, n10, n11, n12, n20, n21, n22, h0, h1, h2)
+    for k in range(KNN):
+        row = base + tl.load(anchors + first + k, mask=live, other=0)
+        r00, r01, r02, r10, r11, r12, r20, r21, r22, h0, h1, h2, p0, p1, p2, reach = _load_node(nodes, row, live)
+        a0, a1, a2 = x0 - p0, x1 - p1, x2 - p2
+        q = tl.maximum(1.0 - (a0 * a0 + a1 * a1 + a2 * a2) * reach, 0.0)
         s = q * q * q
         slope = -6.0 * q * q * reach
         d0, d1, d2 = slope * a0, slope * a1, slope * a2
         v0, v1, v2 = _moved(x0, x1, x2, a0, a1, a2, r00, r01, r02, r10, r11, r12, r20, r21, r22, h0, h1, h2)
+        v0, v1, v2 = v0 - y0, v1 - y1, v2 - y2
         total += s
         u0, u1, u2 = u0 + s * v0, u1 + s * v1, u2 + s * v2
         g0, g1, g2 = g0 + d0, g1 + d1, g2 + d2
         j00, j01, j02 = j00 + s * r00 + v0 * d0, j01 + s * r01 + v0 * d1, j02 + s * r02 + v0 * d2
         j10, j11, j12 = j10 + s * r10 + v1 * d0, j11 + s * r11 + v1 * d1, j12 + s * r12 + v1 * d2
         j20, j21, j22 = j20 + s * r20 + v2 * d0, j21 + s * r21 + v2 * d1, j22 + s * r22 + v2 * d2
-    out = total <= TINY
+    out = total <= TINY  # of every node's reach: the nearest anchor alone
     scale = 1.0 / tl.where(out, 1.0, total)
     u0, u1, u2, g0, g1, g2 = u0 * scale, u1 * scale, u2 * scale, g0 * scale, g1 * scale, g2 * scale
     j00, j01, j02 = j00 * scale - u0 * g0, j01 * scale - u0 * g1, j02 * scale - u0 * g2
     j10, j11, j12 = j10 * scale - u1 * g0, j11 * scale - u1 * g1, j12 * scale - u1 * g2
     j20, j21, j22 = j20 * scale - u2 * g0, j21 * scale - u2 * g1, j22 * scale - u2 * g2
-    # out of every reach: the nearest anchor alone
-    row = base + tl.load(anchors + first + nearest, mask=live & out, other=0)
-    r00, r01, r02, r10, r11, r12, r20, r21, r22, h0, h1, h2, p0, p1, p2, reach = _load_node(nodes, row, live & out)
-    v0, v1, v2 = _moved(x0, x1, x2, x0 - p0, x1 - p1, x2 - p2, r00, r01, r02, r10, r11, r12, r20, r21, r22, h0, h1, h2)
-    u0, u1, u2 = tl.where(out, v0, u0), tl.where(out, v1, u1), tl.where(out, v2, u2)
-    j00, j01, j02 = tl.where(out, r00, j00), tl.where(out, r01, j01), tl.where(out, r02, j02)
-    j10, j11, j12 = tl.where(out, r10, j10), tl.where(out, r11, j11), tl.where(out, r12, j12)
-    j20, j21, j22 = tl.where(out, r20, j20), tl.where(out, r21, j21), tl.where(out, r22, j22)
+    u0, u1, u2 = tl.where(out, y0, y0 + u0), tl.where(out, y1, y1 + u1), tl.where(out, y2, y2 + u2)
+    j00, j01, j02 = tl.where(out, n00, j00), tl.where(out, n01, j01), tl.where(out, n02, j02)
+    j10, j11, j12 = tl.where(out, n10, j10), tl.where(out, n11, j11), tl.where(out, n12, j12)
+    j20, j21, j22 = tl.where(out, n20, j20), tl.where(out, n21, j21), tl.where(out, n22, j22)
     g0, g1, g2 = tl.where(out, 0.0, g0), tl.where(out, 0.0, g1), tl.where(out, 0.0, g2)
     return u0, u1, u2, j00, j01, j02, j10, j11, j12, j20, j21, j22, tl.where(out, 0.0, total), g0, g1, g2, nearest
 
@@ -110,7 +117,7 @@ def _store3(base, n, a, b, c, live):
     tl.store(base + n * 3 + 2, c, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points", "n_nodes"])
 def _blend_kernel(
     points,
     anchors,
@@ -150,7 +157,7 @@ def _blend_kernel(
     _store3(out, n, y0, y1, y2, live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points", "n_nodes", "iterations"])
 def _newton_kernel(
     target, guess, anchors, nodes, frames, canonical, converged, n_points, n_nodes, iterations, tolerance, KNN: tl.constexpr, POINTS: tl.constexpr
 ):
@@ -190,9 +197,28 @@ def _newton_kernel(
 
 
 @triton.jit
+def _add4(base, index, a, b, c, d, live, VECTOR: tl.constexpr):
+    """Add four consecutive floats atomically, the first at a multiple of four; sm_90 has one instruction for all."""
+    if VECTOR:
+        tl.inline_asm_elementwise(
+            "{.reg .pred p; setp.ne.b32 p, $6, 0; @p red.relaxed.gpu.global.add.v4.f32 [$1], {$2, $3, $4, $5}; mov.u32 $0, 0;}",
+            "=r,l,f,f,f,f,r",
+            [(base + index).to(tl.int64), a, b, c, d, live.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        tl.atomic_add(base + index, a, mask=live, sem="relaxed")
+        tl.atomic_add(base + index + 1, b, mask=live, sem="relaxed")
+        tl.atomic_add(base + index + 2, c, mask=live, sem="relaxed")
+        tl.atomic_add(base + index + 3, d, mask=live, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["n_points", "n_nodes", "copies"])
 def _grad_kernel(
-    points, anchors, weights, nodes, frames, grad_live, grad_jacobian, to_points, to_weights, to_rotations, to_translations, n_points, n_nodes,
-    KNN: tl.constexpr, GIVEN: tl.constexpr, JACOBIAN: tl.constexpr, MOTION: tl.constexpr, POINTS: tl.constexpr,
+    points, anchors, weights, nodes, frames, grad_live, grad_jacobian, to_points, to_weights, to_motion, n_points, n_nodes, copies,
+    KNN: tl.constexpr, GIVEN: tl.constexpr, JACOBIAN: tl.constexpr, MOTION: tl.constexpr, VECTOR: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     live = n < n_points
@@ -224,7 +250,8 @@ def _grad_kernel(
         else:
             q = tl.maximum(1.0 - (a0 * a0 + a1 * a1 + a2 * a2) * reach, 0.0)
             q = tl.where(total > 0, q, 0.0)
-            w = tl.where(total > 0, q * q * q * scale, (nearest == k).to(tl.float32))
+            # rounded correctly: a single anchor's weight is 1 and not almost 1, or d_k - w_k G below would not vanish
+            w = tl.where(total > 0, tl.div_rn(q * q * q, tl.where(total > 0, total, 1.0)), (nearest == k).to(tl.float32))
             slope = -6.0 * q * q * reach * scale
             d0, d1, d2 = slope * a0, slope * a1, slope * a2
             t0, t1, t2 = w * e0, w * e1, w * e2  # cotangent of y_k
@@ -256,18 +283,11 @@ def _grad_kernel(
                 q10, q11, q12 = q10 + w * m10, q11 + w * m11, q12 + w * m12
                 q20, q21, q22 = q20 + w * m20, q21 + w * m21, q22 + w * m22
             felt = live & ((w != 0) | (t0 != 0) | (t1 != 0) | (t2 != 0))
-            _add3(to_translations, row, t0, t1, t2, felt)
-            _add3(to_rotations, row * 3, q00, q01, q02, felt)
-            _add3(to_rotations, row * 3 + 1, q10, q11, q12, felt)
-            _add3(to_rotations, row * 3 + 2, q20, q21, q22, felt)
+            at = (row * copies + (n & (copies - 1))) * 12  # neighbouring points move with the same nodes: their additions take turns
+            _add4(to_motion, at, q00, q01, q02, q10, felt, VECTOR)
+            _add4(to_motion, at + 4, q11, q12, q20, q21, felt, VECTOR)
+            _add4(to_motion, at + 8, q22, t0, t1, t2, felt, VECTOR)
     _store3(to_points, n, c0, c1, c2, live)
-
-
-@triton.jit
-def _add3(base, row, a, b, c, live):
-    tl.atomic_add(base + row * 3, a, mask=live, sem="relaxed")
-    tl.atomic_add(base + row * 3 + 1, b, mask=live, sem="relaxed")
-    tl.atomic_add(base + row * 3 + 2, c, mask=live, sem="relaxed")
 
 
 def _packed(nodes: Tensor, radii: Tensor | None, rotations: Tensor, translations: Tensor) -> Tensor:
@@ -308,18 +328,24 @@ def blend_grad(
     """Gradients to points, weights (None unless given), rotations and translations (None unless `motion`)."""
     to_points = torch.empty(len(points), 3, device=points.device)
     to_weights = None if weights is None else torch.empty(anchors.shape, device=points.device)
-    to_rotations, to_translations = (torch.zeros_like(t, memory_format=torch.contiguous_format) if motion else None for t in (rotations, translations))
+    rows = rotations.shape[0] * len(nodes)
+    copies = max(1, min(COPIES, 1 << max(0, (COPIED_ROWS // max(rows, 1)).bit_length() - 1)))
+    to_motion = torch.zeros(rows, copies, 12, device=points.device) if motion else None
     grid, constants = _launch(points)
     if len(points):
         packed = _packed(nodes, radii, rotations, translations)
         given, grad_jacobian = (None if t is None else t.contiguous() for t in (weights, grad_jacobian))
+        vector = points.is_cuda and torch.cuda.get_device_capability(points.device) >= (9, 0)
         with _backend.on(points):
             _grad_kernel[grid](
                 points.contiguous(), anchors.contiguous(), given, packed, frames.contiguous(), grad_live.contiguous(), grad_jacobian,
-                to_points, to_weights, to_rotations, to_translations, len(points), len(nodes),
-                KNN=anchors.shape[1], GIVEN=weights is not None, JACOBIAN=grad_jacobian is not None, MOTION=motion, **constants,
+                to_points, to_weights, to_motion, len(points), len(nodes), copies,
+                KNN=anchors.shape[1], GIVEN=weights is not None, JACOBIAN=grad_jacobian is not None, MOTION=motion, VECTOR=vector, **constants,
             )  # fmt: skip
-    return to_points, to_weights, to_rotations, to_translations
+    if not motion:
+        return to_points, to_weights, None, None
+    to_rotations, to_translations = to_motion.sum(1).split([9, 3], 1)
+    return to_points, to_weights, to_rotations.reshape(rotations.shape), to_translations.reshape(translations.shape)
 
 
 def newton(

@@ -34,13 +34,19 @@ def _primitives(*tensors: Tensor) -> ModuleType:
 
 
 def _gradients(
-    x: Tensor, table: Tensor, spec: HashSpec, levels: int, grad: Tensor | None, grad_jacobian: Tensor | None, to_table: bool, to_x: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of <grad, features> + <grad_jacobian, Jacobian> to the table and the positions; in one pass where the backend has it."""
+    x: Tensor, table: Tensor, spec: HashSpec, levels: int, grad: Tensor | None, grad_jacobian: Tensor | None, to_table: bool, to_x: bool,
+    direction: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of <grad, features> + <grad_jacobian, Jacobian> to the table and the positions.
+
+    With `direction` [N, D] they are those of <grad, derivative of the features along it>.
+    """
     ops = _primitives(x, table)
-    if hasattr(ops, "backward"):
-        grad_table, grad_x = ops.backward(x, table, spec, levels, grad, grad_jacobian, to_table, to_x)
+    if hasattr(ops, "backward"):  # both in one pass, nothing written out between
+        grad_table, grad_x = ops.backward(x, table, spec, levels, grad, grad_jacobian, to_table, to_x, direction)
     else:
+        if direction is not None:
+            grad, grad_jacobian = None, direction[:, :, None] * grad[:, None]
         grad_table = ops.table_grad(x, spec, levels, grad, grad_jacobian) if to_table else None
         grad_x = ops.position_grad(x, table, spec, levels, grad, grad_jacobian) if to_x else None
     return None if grad_table is None else grad_table.to(table.dtype), grad_x
@@ -60,13 +66,35 @@ class _Encode(Function):
         if not torch.is_grad_enabled():
             grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, None, to_table, to_x)
             return grad_x, grad_table, None, None
-        grad_x = grad_table = None  # create_graph: both stay differentiable
-        if to_table:
-            grad_table = _Scatter.apply(x, grad, ctx.spec, ctx.levels).to(table.dtype)
-        if to_x:
-            _, jacobian = _EncodeWithJacobian.apply(x, table, ctx.spec, ctx.levels)
-            grad_x = torch.einsum("ndk,nk->nd", jacobian, grad)
+        # create_graph: both stay differentiable
+        grad_table = _Scatter.apply(x, grad, ctx.spec, ctx.levels).to(table.dtype) if to_table else None
+        grad_x = _Pull.apply(x, table, grad, ctx.spec, ctx.levels) if to_x else None
         return grad_x, grad_table, None, None
+
+
+class _Pull(Function):
+    """The adjoint of `encode` in the positions, Jacobian^T grad, itself differentiable: the eikonal term's path."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor, grad: Tensor, spec: HashSpec, levels: int) -> Tensor:
+        ctx.save_for_backward(x, table, grad)
+        ctx.spec, ctx.levels = spec, levels
+        return _primitives(x, table).position_grad(x, table, spec, levels, grad, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+        x, table, grad = ctx.saved_tensors
+        to_x, to_table, to_grad = ctx.needs_input_grad[:3]
+        grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, None, to_table, to_x, direction=direction) if to_table or to_x else (None, None)
+        grad_grad = None
+        if to_grad:
+            ops = _primitives(x, table)
+            if hasattr(ops, "along"):
+                grad_grad = ops.along(x, table, ctx.spec, ctx.levels, direction)
+            else:
+                grad_grad = torch.einsum("ndk,nd->nk", ops.forward(x, table, ctx.spec, ctx.levels, True)[1], direction)
+        return grad_x, grad_table, grad_grad, None, None
 
 
 class _Scatter(Function):

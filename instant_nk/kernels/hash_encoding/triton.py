@@ -1,13 +1,17 @@
 """The hash encoding in Triton: one kernel gathers, one scatters; nothing is kept between them, rows are computed anew.
 
-Two neighbouring lanes share a point, one for either side of its cell along x. Their rows differ in the lowest bits alone (the
-hash multiplies x by 1), so that a warp's gather or scatter of 16 points meets about 20 memory sectors where one lane per
-point would meet 32 twice. A program serves `LEVELS` levels of a block of points, and all blocks of a group of levels run before
-the next group: the rows in use (4 MiB a level by default) stay in the L2 cache. Sums are float32 whatever the table is.
+What decides the time is the number of 32-byte sectors that the L2 cache is asked for (docs/kernels.md), hence:
+- Two neighbouring lanes share a point, one for either side of its cell along x. Their rows differ in the lowest bits alone (the
+  hash multiplies x by 1), so that a warp's access to 16 pairs of corners meets about 20 sectors where one lane a point meets 32.
+- Channels are served in pairs, one access each; a program serves four consecutive pairs of the output row, one sector in all.
+- All points pass through one group of levels before the next: the rows in use, 4 MiB a level by default, stay in the L2.
+- Additions to a small coarse level are spread over several copies of it, since one sector takes one addition at a time.
+Sums are float32 whatever the table is.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -18,31 +22,31 @@ from torch import Tensor
 from instant_nk.kernels import _backend
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
-POINTS = 128  # per program
-LEVELS = 4  # levels per program: four levels of two float32 channels fill a memory sector of the output
+POINTS = 64  # per program
 WARPS = 4
+PAIRS = 4  # pairs of channels per program: a sector of the output
+COPIED_ROWS = 1 << 18  # a coarse level is copied up to this many rows when gradients are added to it,
+COPIES = 16  # and at most so many times,
+COPY_FROM = 4096  # where there are points enough to collide
 
 
 @triton.jit
-def _load_pair(base, index, live, more, PACKED: tl.constexpr):
-    """Two consecutive values as float32, in one access when their address is even; the second is 0 without `more`."""
-    if PACKED and base.dtype.element_ty == tl.float32:
+def _load_pair(base, index, live):
+    """Two consecutive values, the first at an even index, in one access; as float32."""
+    if base.dtype.element_ty == tl.float32:
         bits = tl.load((base + index).to(tl.pointer_type(tl.int64)), mask=live, other=0)
         first = bits.to(tl.int32).to(tl.float32, bitcast=True)
         second = (bits >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    elif PACKED:
+    else:
         bits = tl.load((base + index).to(tl.pointer_type(tl.int32)), mask=live, other=0)
         first = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
         second = (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    else:
-        first = tl.load(base + index, mask=live, other=0).to(tl.float32)
-        second = tl.load(base + index + 1, mask=live & more, other=0).to(tl.float32)
     return first, second
 
 
 @triton.jit
-def _add_pair(base, index, first, second, live, more, VECTOR: tl.constexpr):
-    """Add two consecutive float32 atomically; sm_90 has one instruction for both."""
+def _add_pair(base, index, first, second, live, VECTOR: tl.constexpr):
+    """Add two consecutive float32 atomically, the first at an even index; sm_90 has one instruction for both."""
     if VECTOR:
         tl.inline_asm_elementwise(
             "{.reg .pred p; setp.ne.b32 p, $4, 0; @p red.relaxed.gpu.global.add.v2.f32 [$1], {$2, $3}; mov.u32 $0, 0;}",
@@ -54,15 +58,63 @@ def _add_pair(base, index, first, second, live, more, VECTOR: tl.constexpr):
         )
     else:
         tl.atomic_add(base + index, first, mask=live, sem="relaxed")
-        tl.atomic_add(base + index + 1, second, mask=live & more, sem="relaxed")
+        tl.atomic_add(base + index + 1, second, mask=live, sem="relaxed")
 
 
 @triton.jit
-def _cell(x, n, live, axis, cells, DIMS: tl.constexpr):
-    """Cell index along one axis and the fractional position in it; a point outside takes the border cell."""
-    position = tl.load(x + n * DIMS + axis, mask=live, other=0.0) * cells
-    index = tl.minimum(tl.maximum(tl.floor(position), 0.0), cells - 1.0)
-    return index.to(tl.int32).to(tl.uint32), position - index
+def _sum_lanes(value, POINTS: tl.constexpr):
+    """Sum over the two lanes of each point, given back to both."""
+    total = tl.sum(tl.reshape(value, [POINTS, 2]), axis=1, keep_dims=True)
+    return tl.reshape(tl.broadcast_to(total, [POINTS, 2]), [POINTS * 2])
+
+
+@triton.jit
+def _store_sector(base, index, column, side, live, a0, b0, a1, b1, a2, b2, a3, b3, WIDTH: tl.constexpr, POINTS: tl.constexpr):
+    """Sum four pairs of channels over the two lanes of each point; either lane stores two of the pairs, past the rows in the cache."""
+    a0, b0, a1, b1 = _sum_lanes(a0, POINTS), _sum_lanes(b0, POINTS), _sum_lanes(a1, POINTS), _sum_lanes(b1, POINTS)
+    a2, b2, a3, b3 = _sum_lanes(a2, POINTS), _sum_lanes(b2, POINTS), _sum_lanes(a3, POINTS), _sum_lanes(b3, POINTS)
+    near = side == 0
+    even = tl.join(tl.where(near, a0, a2), tl.where(near, a1, a3))  # joined again below, so that the last axis runs a, b, a, b
+    odd = tl.join(tl.where(near, b0, b2), tl.where(near, b1, b3))
+    values = tl.reshape(tl.join(even, odd), [POINTS * 2, 4])
+    part = side[:, None] * 4 + tl.arange(0, 4)[None, :]
+    tl.store(base + index[:, None] + column + part, values, mask=live[:, None] & (column + part < WIDTH), eviction_policy="evict_first")
+
+
+@triton.jit
+def _among(live, side, pair, open_pairs):
+    """Lanes that serve a point and, of it, a pair of an open level."""
+    return live & (side * 0 + pair < open_pairs)
+
+
+@triton.jit
+def _level(layout, pair, F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr):
+    """Entry of the level that a pair of channels belongs to, and the pair's first channel in it."""
+    return layout + tl.minimum(pair * 2 // F, LEVELS - 1) * (2 * DIMS + 4), pair * 2 % F
+
+
+@triton.jit
+def _position(x, n, live, DIMS: tl.constexpr):
+    """Coordinates of each lane's point; the fourth repeats the third in 3-D."""
+    at = x + n * DIMS
+    return (
+        tl.load(at, mask=live, other=0.0),
+        tl.load(at + 1, mask=live, other=0.0),
+        tl.load(at + 2, mask=live, other=0.0),
+        tl.load(at + DIMS - 1, mask=live, other=0.0),
+    )
+
+
+@triton.jit
+def _cell(position, axis, entry, DIMS: tl.constexpr):
+    """Along one axis: the cell's part of the row, the step to the next corner, the fraction in the cell, cells; outside, the border cell's."""
+    cells = tl.load(entry + axis).to(tl.float32)
+    factor = tl.full([], 1, tl.uint32)
+    if axis > 0:
+        factor = tl.load(entry + DIMS + axis).to(tl.uint32)
+    scaled = position * cells
+    index = tl.minimum(tl.maximum(tl.floor(scaled), 0.0), cells - 1.0)
+    return index.to(tl.int32).to(tl.uint32) * factor, factor, scaled - index, cells
 
 
 @triton.jit
@@ -81,233 +133,367 @@ def _side(bit: tl.constexpr, fraction):
 
 
 @triton.jit
-def _sum_lanes(value, POINTS: tl.constexpr):
-    """Sum over the two lanes of each point, given back to both."""
-    total = tl.sum(tl.reshape(value, [POINTS, 2]), axis=1, keep_dims=True)
-    return tl.reshape(tl.broadcast_to(total, [POINTS, 2]), [POINTS * 2])
+def _gather(
+    p0,
+    p1,
+    p2,
+    p3,
+    table,
+    layout,
+    n,
+    side,
+    live,
+    pair,
+    open_pairs,
+    F: tl.constexpr,
+    LEVELS: tl.constexpr,
+    DIMS: tl.constexpr,
+    MASK: tl.constexpr,
+    SLOPES: tl.constexpr,
+):
+    """This lane's share of one pair of channels and, with SLOPES, of its derivatives along each axis."""
+    live = _among(live, side, pair, open_pairs)
+    entry, channel = _level(layout, pair, F, LEVELS, DIMS)
+    offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
+    k0, m0, f0, c0 = _cell(p0, 0, entry, DIMS)
+    k1, m1, f1, c1 = _cell(p1, 1, entry, DIMS)
+    k2, m2, f2, c2 = _cell(p2, 2, entry, DIMS)
+    k3, m3, f3, c3 = k2, m2, f2, c2
+    if DIMS == 4:
+        k3, m3, f3, c3 = _cell(p3, 3, entry, DIMS)
+    k0 += side.to(tl.uint32)
+    zero = f0 * 0.0
+    ua, ub, ua1, ub1, ua2, ub2, ua3, ub3 = zero, zero, zero, zero, zero, zero, zero, zero
+    for corner in tl.static_range(1 << (DIMS - 1)):
+        row = _join(dense, k0, _join(dense, k1 + m1 * (corner & 1), k2 + m2 * ((corner >> 1) & 1)))
+        w1, w2, w3 = _side(corner & 1, f1), _side((corner >> 1) & 1, f2), 1.0
+        if DIMS == 4:
+            row = _join(dense, row, k3 + m3 * (corner >> 2))
+            w3 = _side(corner >> 2, f3)
+        va, vb = _load_pair(table, ((row & MASK).to(tl.int32) + offset) * F + channel, live)
+        w23 = w2 * w3
+        w = w1 * w23
+        ua += w * va
+        ub += w * vb
+        if SLOPES:
+            s1, s2 = (2.0 * (corner & 1) - 1.0) * w23, (2.0 * ((corner >> 1) & 1) - 1.0) * (w1 * w3)
+            ua1 += s1 * va
+            ub1 += s1 * vb
+            ua2 += s2 * va
+            ub2 += s2 * vb
+            if DIMS == 4:
+                s3 = (2.0 * (corner >> 2) - 1.0) * (w1 * w2)
+                ua3 += s3 * va
+                ub3 += s3 * vb
+    w0, s0 = tl.where(side == 0, 1.0 - f0, f0), tl.where(side == 0, -c0, c0)
+    w01, w02, w03 = w0 * c1, w0 * c2, w0 * c3
+    return w0 * ua, w0 * ub, s0 * ua, s0 * ub, w01 * ua1, w01 * ub1, w02 * ua2, w02 * ub2, w03 * ua3, w03 * ub3
 
 
 @triton.jit
-def _store_pair(base, index, first, second, side, live, more, POINTS: tl.constexpr):
-    """Sum each channel over the two lanes; either lane writes one."""
-    first, second = _sum_lanes(first, POINTS), _sum_lanes(second, POINTS)
-    tl.store(base + index + side, tl.where(side == 0, first, second), mask=live & ((side == 0) | more))
+def _along(d0, d1, d2, d3, a0, b0, a1, b1, a2, b2, a3, b3, DIMS: tl.constexpr):
+    """Derivative of a pair of channels along a direction."""
+    a, b = d0 * a0 + d1 * a1 + d2 * a2, d0 * b0 + d1 * b1 + d2 * b2
+    if DIMS == 4:
+        a, b = a + d3 * a3, b + d3 * b3
+    return a, b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_points", "open_pairs"])
 def _forward_kernel(
-    x, table, layout, features, jacobian, n_points, open_levels,
-    DIMS: tl.constexpr, F: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr,
-    JACOBIAN: tl.constexpr, POINTS: tl.constexpr, LEVELS: tl.constexpr,
+    x, table, layout, direction, features, jacobian, n_points, open_pairs,
+    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, JACOBIAN: tl.constexpr, ALONG: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
+    """Features, with JACOBIAN their derivatives too; with ALONG the derivative along a direction of each point instead."""
+    WIDTH: tl.constexpr = LEVELS * F
     lane = tl.arange(0, POINTS * 2)
     n = tl.program_id(0).to(tl.int64) * POINTS + (lane >> 1)
     side = lane & 1
     live = n < n_points
-    channel = tl.program_id(2) * 2
-    more = side * 0 + channel + 1 < F
-    sign = tl.where(side == 0, -1.0, 1.0)
-    for i in range(LEVELS):
-        level = tl.program_id(1) * LEVELS + i
-        if level < open_levels:
-            entry = layout + level * (2 * DIMS + 2)
-            c0, c1, c2 = tl.load(entry).to(tl.float32), tl.load(entry + 1).to(tl.float32), tl.load(entry + 2).to(tl.float32)
-            m1, m2 = tl.load(entry + DIMS + 1).to(tl.uint32), tl.load(entry + DIMS + 2).to(tl.uint32)
-            offset, dense = tl.load(entry + 2 * DIMS), tl.load(entry + 2 * DIMS + 1) != 0
-            j0, f0 = _cell(x, n, live, 0, c0, DIMS)
-            j1, f1 = _cell(x, n, live, 1, c1, DIMS)
-            j2, f2 = _cell(x, n, live, 2, c2, DIMS)
-            j0, k1, k2 = j0 + side.to(tl.uint32), j1 * m1, j2 * m2
-            if DIMS == 4:
-                c3, m3 = tl.load(entry + 3).to(tl.float32), tl.load(entry + DIMS + 3).to(tl.uint32)
-                j3, f3 = _cell(x, n, live, 3, c3, DIMS)
-                k3 = j3 * m3
-            near = tl.zeros([POINTS * 2], tl.float32)
-            ua, ub, ua1, ub1, ua2, ub2, ua3, ub3 = near, near, near, near, near, near, near, near
-            for corner in tl.static_range(1 << (DIMS - 1)):
-                row = _join(dense, j0, _join(dense, k1 + m1 * (corner & 1), k2 + m2 * ((corner >> 1) & 1)))
-                w1, w2 = _side(corner & 1, f1), _side((corner >> 1) & 1, f2)
-                if DIMS == 4:
-                    row = _join(dense, row, k3 + m3 * (corner >> 2))
-                    w3 = _side(corner >> 2, f3)
-                    w23, w13, w12 = w2 * w3, w1 * w3, w1 * w2
-                else:
-                    w23, w13 = w2, w1
-                index = ((row & MASK).to(tl.int32) + offset) * F + channel
-                va, vb = _load_pair(table, index, live, more, F % 2 == 0)
-                w = w1 * w23
-                ua += w * va
-                ub += w * vb
-                if JACOBIAN:
-                    s1, s2 = 2.0 * (corner & 1) - 1.0, 2.0 * ((corner >> 1) & 1) - 1.0
-                    ua1 += s1 * w23 * va
-                    ub1 += s1 * w23 * vb
-                    ua2 += s2 * w13 * va
-                    ub2 += s2 * w13 * vb
-                    if DIMS == 4:
-                        s3 = 2.0 * (corner >> 2) - 1.0
-                        ua3 += s3 * w12 * va
-                        ub3 += s3 * w12 * vb
-            w0 = tl.where(side == 0, 1.0 - f0, f0)
-            column = level * F + channel
-            _store_pair(features, n * WIDTH + column, w0 * ua, w0 * ub, side, live, more, POINTS)
-            if JACOBIAN:
-                at = n * (DIMS * WIDTH) + column
-                _store_pair(jacobian, at, sign * c0 * ua, sign * c0 * ub, side, live, more, POINTS)
-                _store_pair(jacobian, at + WIDTH, w0 * c1 * ua1, w0 * c1 * ub1, side, live, more, POINTS)
-                _store_pair(jacobian, at + 2 * WIDTH, w0 * c2 * ua2, w0 * c2 * ub2, side, live, more, POINTS)
-                if DIMS == 4:
-                    _store_pair(jacobian, at + 3 * WIDTH, w0 * c3 * ua3, w0 * c3 * ub3, side, live, more, POINTS)
+    pair = tl.program_id(1) * 4
+    p0, p1, p2, p3 = _position(x, n, live, DIMS)
+    SLOPES: tl.constexpr = JACOBIAN or ALONG
+    a, b, pa0, pb0, pa1, pb1, pa2, pb2, pa3, pb3 = _gather(p0, p1, p2, p3, table, layout, n, side, live, pair, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    c, d, qa0, qb0, qa1, qb1, qa2, qb2, qa3, qb3 = _gather(p0, p1, p2, p3, table, layout, n, side, live, pair + 1, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    e, f, ra0, rb0, ra1, rb1, ra2, rb2, ra3, rb3 = _gather(p0, p1, p2, p3, table, layout, n, side, live, pair + 2, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    g, h, sa0, sb0, sa1, sb1, sa2, sb2, sa3, sb3 = _gather(p0, p1, p2, p3, table, layout, n, side, live, pair + 3, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    if ALONG:
+        d0, d1, d2, d3 = _position(direction, n, live, DIMS)
+        a, b = _along(d0, d1, d2, d3, pa0, pb0, pa1, pb1, pa2, pb2, pa3, pb3, DIMS)
+        c, d = _along(d0, d1, d2, d3, qa0, qb0, qa1, qb1, qa2, qb2, qa3, qb3, DIMS)
+        e, f = _along(d0, d1, d2, d3, ra0, rb0, ra1, rb1, ra2, rb2, ra3, rb3, DIMS)
+        g, h = _along(d0, d1, d2, d3, sa0, sb0, sa1, sb1, sa2, sb2, sa3, sb3, DIMS)
+    _store_sector(features, n * WIDTH, pair * 2, side, live, a, b, c, d, e, f, g, h, WIDTH, POINTS)
+    if JACOBIAN:
+        at = n * (DIMS * WIDTH)
+        _store_sector(jacobian, at, pair * 2, side, live, pa0, pb0, qa0, qb0, ra0, rb0, sa0, sb0, WIDTH, POINTS)
+        _store_sector(jacobian, at + WIDTH, pair * 2, side, live, pa1, pb1, qa1, qb1, ra1, rb1, sa1, sb1, WIDTH, POINTS)
+        _store_sector(jacobian, at + 2 * WIDTH, pair * 2, side, live, pa2, pb2, qa2, qb2, ra2, rb2, sa2, sb2, WIDTH, POINTS)
+        if DIMS == 4:
+            _store_sector(jacobian, at + 3 * WIDTH, pair * 2, side, live, pa3, pb3, qa3, qb3, ra3, rb3, sa3, sb3, WIDTH, POINTS)
 
 
 @triton.jit
-def _backward_kernel(
-    x, table, layout, grad_features, grad_jacobian, grad_table, grad_x, n_points, open_levels,
-    DIMS: tl.constexpr, F: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, HAS_FEATURES: tl.constexpr, HAS_JACOBIAN: tl.constexpr,
-    TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr, POINTS: tl.constexpr, LEVELS: tl.constexpr,
+def _cotangents(direction, grad_jacobian, n, live, column, ga, gb, axis, MODE: tl.constexpr, WIDTH: tl.constexpr, DIMS: tl.constexpr):
+    """Cotangent of a pair of channels' derivative along one axis: given, or the features' cotangent times a direction."""
+    if MODE == "given":
+        a, b = _load_pair(grad_jacobian, n * (DIMS * WIDTH) + axis * WIDTH + column, live)
+    else:
+        d = tl.load(direction + n * DIMS + axis, mask=live, other=0.0)
+        a, b = d * ga, d * gb
+    return a, b
+
+
+@triton.jit
+def _scatter(
+    p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair, open_pairs, ga, gb, x0, x1, x2, x3,
+    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr,
+    TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
+    """Send the cotangents of one pair of channels to the table and, gathering anew, to this lane's share of the position's gradient."""
+    live = _among(live, side, pair, open_pairs)
+    WIDTH: tl.constexpr = LEVELS * F
+    entry, channel = _level(layout, pair, F, LEVELS, DIMS)
+    offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
+    k0, m0, f0, c0 = _cell(p0, 0, entry, DIMS)
+    k1, m1, f1, c1 = _cell(p1, 1, entry, DIMS)
+    k2, m2, f2, c2 = _cell(p2, 2, entry, DIMS)
+    k3, m3, f3, c3 = k2, m2, f2, c2
+    if DIMS == 4:
+        k3, m3, f3, c3 = _cell(p3, 3, entry, DIMS)
+    k0 += side.to(tl.uint32)
+    w0, s0, zero = tl.where(side == 0, 1.0 - f0, f0), tl.where(side == 0, -c0, c0), f0 * 0.0
+    if TO_TABLE:  # where this point's additions go: the level itself, or one of its copies
+        copies, rows = tl.load(entry + 2 * DIMS + 2), tl.load(entry + 2 * DIMS + 3)
+        target = tl.load(entry + 2 * DIMS + 1) + (n.to(tl.int32) & (copies - 1)) * rows
+    ca, cb = zero, zero  # w0 g + s0 j0: cotangent of this lane's corner where y, z, t are not differentiated
+    if FEATURES:
+        ca, cb = w0 * ga, w0 * gb
+    ka1, kb1, ka2, kb2, ka3, kb3, sa, sb = zero, zero, zero, zero, zero, zero, zero, zero
+    if JACOBIAN != "none":  # cotangents of the slopes along y, z, t, with their cells
+        ja0, jb0 = _cotangents(direction, grad_jacobian, n, live, pair * 2, ga, gb, 0, JACOBIAN, WIDTH, DIMS)
+        ja1, jb1 = _cotangents(direction, grad_jacobian, n, live, pair * 2, ga, gb, 1, JACOBIAN, WIDTH, DIMS)
+        ja2, jb2 = _cotangents(direction, grad_jacobian, n, live, pair * 2, ga, gb, 2, JACOBIAN, WIDTH, DIMS)
+        sa, sb, ka1, kb1, ka2, kb2 = s0 * ja0, s0 * jb0, c1 * ja1, c1 * jb1, c2 * ja2, c2 * jb2
+        ca, cb = ca + sa, cb + sb
+        if DIMS == 4:
+            ja3, jb3 = _cotangents(direction, grad_jacobian, n, live, pair * 2, ga, gb, 3, JACOBIAN, WIDTH, DIMS)
+            ka3, kb3 = c3 * ja3, c3 * jb3
+    u0, u1, u2, u3 = zero, zero, zero, zero
+    for corner in tl.static_range(1 << (DIMS - 1)):
+        row = _join(dense, k0, _join(dense, k1 + m1 * (corner & 1), k2 + m2 * ((corner >> 1) & 1)))
+        w1, w2, w3 = _side(corner & 1, f1), _side((corner >> 1) & 1, f2), 1.0
+        s1, s2, s3 = 2.0 * (corner & 1) - 1.0, 2.0 * ((corner >> 1) & 1) - 1.0, 0.0
+        if DIMS == 4:
+            row = _join(dense, row, k3 + m3 * (corner >> 2))
+            w3, s3 = _side(corner >> 2, f3), 2.0 * (corner >> 2) - 1.0
+        row = (row & MASK).to(tl.int32)
+        w = w1 * w2 * w3
+        e1, e2, e3 = s1 * (w2 * w3), s2 * (w1 * w3), s3 * (w1 * w2)  # slopes of w along y, z, t, per cell
+        ha, hb = zero, zero  # cotangent of the corner's row, but for this lane's factor along x
+        if FEATURES:
+            ha, hb = w * ga, w * gb
+        if JACOBIAN != "none":
+            ha += e1 * ka1 + e2 * ka2
+            hb += e1 * kb1 + e2 * kb2
+            if DIMS == 4:
+                ha += e3 * ka3
+                hb += e3 * kb3
+        if TO_TABLE:
+            _add_pair(grad_table, (row + target) * F + channel, w0 * ha + w * sa, w0 * hb + w * sb, live, VECTOR)
+        if TO_X:
+            va, vb = _load_pair(table, (row + offset) * F + channel, live)
+            u0 += va * ha + vb * hb
+            r = va * ca + vb * cb
+            u1 += e1 * r
+            u2 += e2 * r
+            if DIMS == 4:
+                u3 += e3 * r
+            if JACOBIAN != "none":
+                p1, p2 = w0 * (va * ka1 + vb * kb1), w0 * (va * ka2 + vb * kb2)
+                e12 = (s1 * s2) * w3
+                u1 += e12 * p2
+                u2 += e12 * p1
+                if DIMS == 4:
+                    p3 = w0 * (va * ka3 + vb * kb3)
+                    e13, e23 = (s1 * s3) * w2, (s2 * s3) * w1
+                    u1 += e13 * p3
+                    u2 += e23 * p3
+                    u3 += e13 * p1 + e23 * p2
+    if TO_X:
+        x0, x1, x2 = x0 + s0 * u0, x1 + c1 * u1, x2 + c2 * u2
+        if DIMS == 4:
+            x3 += c3 * u3
+    return x0, x1, x2, x3
+
+
+@triton.jit(do_not_specialize=["n_points", "open_pairs"])
+def _backward_kernel(
+    x, table, layout, direction, grad_features, grad_jacobian, grad_table, grad_x, n_points, open_pairs,
+    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr,
+    TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr, POINTS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of <grad_features, features> + <cotangent, Jacobian> to the table and the positions.
+
+    FEATURES: whether the first term is there. JACOBIAN: "none"; "given" by grad_jacobian; "along", direction x grad_features.
+    """
+    WIDTH: tl.constexpr = LEVELS * F
     lane = tl.arange(0, POINTS * 2)
     n = tl.program_id(0).to(tl.int64) * POINTS + (lane >> 1)
     side = lane & 1
     live = n < n_points
-    channel = tl.program_id(2) * 2
-    more = side * 0 + channel + 1 < F
-    sign = tl.where(side == 0, -1.0, 1.0)
+    pair = tl.program_id(1) * 4
     zero = tl.zeros([POINTS * 2], tl.float32)
-    x0, x1, x2, x3 = zero, zero, zero, zero  # gradient of the position, this lane's share
-    for i in range(LEVELS):
-        level = tl.program_id(1) * LEVELS + i
-        if level < open_levels:
-            entry = layout + level * (2 * DIMS + 2)
-            c0, c1, c2 = tl.load(entry).to(tl.float32), tl.load(entry + 1).to(tl.float32), tl.load(entry + 2).to(tl.float32)
-            m1, m2 = tl.load(entry + DIMS + 1).to(tl.uint32), tl.load(entry + DIMS + 2).to(tl.uint32)
-            offset, dense = tl.load(entry + 2 * DIMS), tl.load(entry + 2 * DIMS + 1) != 0
-            j0, f0 = _cell(x, n, live, 0, c0, DIMS)
-            j1, f1 = _cell(x, n, live, 1, c1, DIMS)
-            j2, f2 = _cell(x, n, live, 2, c2, DIMS)
-            j0, k1, k2 = j0 + side.to(tl.uint32), j1 * m1, j2 * m2
-            w0, s0 = tl.where(side == 0, 1.0 - f0, f0), sign * c0
-            if DIMS == 4:
-                c3, m3 = tl.load(entry + 3).to(tl.float32), tl.load(entry + DIMS + 3).to(tl.uint32)
-                j3, f3 = _cell(x, n, live, 3, c3, DIMS)
-                k3 = j3 * m3
-            ga, gb = zero, zero
-            if HAS_FEATURES:
-                ga, gb = _load_pair(grad_features, n * WIDTH + level * F + channel, live, more, F % 2 == 0)
-            if HAS_JACOBIAN:
-                at = n * (DIMS * WIDTH) + level * F + channel
-                ja0, jb0 = _load_pair(grad_jacobian, at, live, more, F % 2 == 0)
-                ja1, jb1 = _load_pair(grad_jacobian, at + WIDTH, live, more, F % 2 == 0)
-                ja2, jb2 = _load_pair(grad_jacobian, at + 2 * WIDTH, live, more, F % 2 == 0)
-                if DIMS == 4:
-                    ja3, jb3 = _load_pair(grad_jacobian, at + 3 * WIDTH, live, more, F % 2 == 0)
-            for corner in tl.static_range(1 << (DIMS - 1)):
-                row = _join(dense, j0, _join(dense, k1 + m1 * (corner & 1), k2 + m2 * ((corner >> 1) & 1)))
-                w1, w2 = _side(corner & 1, f1), _side((corner >> 1) & 1, f2)
-                s1, s2 = c1 * (2.0 * (corner & 1) - 1.0), c2 * (2.0 * ((corner >> 1) & 1) - 1.0)
-                if DIMS == 4:
-                    row = _join(dense, row, k3 + m3 * (corner >> 2))
-                    w3 = _side(corner >> 2, f3)
-                    s3 = c3 * (2.0 * (corner >> 2) - 1.0)
-                else:
-                    w3, s3 = 1.0, 0.0
-                w = w1 * w2 * w3
-                d1, d2 = s1 * w2 * w3, w1 * s2 * w3  # derivatives of w along y and z
-                index = ((row & MASK).to(tl.int32) + offset) * F + channel
-                if TO_TABLE:
-                    ta, tb = w * w0 * ga, w * w0 * gb
-                    if HAS_JACOBIAN:
-                        ta += w * s0 * ja0 + w0 * (d1 * ja1 + d2 * ja2)
-                        tb += w * s0 * jb0 + w0 * (d1 * jb1 + d2 * jb2)
-                        if DIMS == 4:
-                            ta += w0 * w1 * w2 * s3 * ja3
-                            tb += w0 * w1 * w2 * s3 * jb3
-                    _add_pair(grad_table, index, ta, tb, live, more, VECTOR)
-                if TO_X:
-                    va, vb = _load_pair(table, index, live, more, F % 2 == 0)
-                    if HAS_FEATURES:
-                        pull = va * ga + vb * gb
-                        x0 += s0 * w * pull
-                        x1 += w0 * d1 * pull
-                        x2 += w0 * d2 * pull
-                        if DIMS == 4:
-                            x3 += w0 * (w1 * w2 * s3) * pull
-                    if HAS_JACOBIAN:
-                        p0, p1, p2 = va * ja0 + vb * jb0, va * ja1 + vb * jb1, va * ja2 + vb * jb2
-                        x0 += s0 * (d1 * p1 + d2 * p2)
-                        x1 += s0 * d1 * p0 + w0 * (s1 * s2 * w3) * p2
-                        x2 += s0 * d2 * p0 + w0 * (s1 * s2 * w3) * p1
-                        if DIMS == 4:
-                            p3 = va * ja3 + vb * jb3
-                            x0 += s0 * (w1 * w2 * s3) * p3
-                            x1 += w0 * (s1 * w2 * s3) * p3
-                            x2 += w0 * (w1 * s2 * s3) * p3
-                            x3 += s0 * (w1 * w2 * s3) * p0 + w0 * ((s1 * w2 * s3) * p1 + (w1 * s2 * s3) * p2)
+    a, b, c, d, e, f, g, h = zero, zero, zero, zero, zero, zero, zero, zero
+    if FEATURES or JACOBIAN == "along":  # the whole sector at once
+        at = n * WIDTH + pair * 2
+        a, b = _load_pair(grad_features, at, _among(live, side, pair, open_pairs))
+        c, d = _load_pair(grad_features, at + 2, _among(live, side, pair + 1, open_pairs))
+        e, f = _load_pair(grad_features, at + 4, _among(live, side, pair + 2, open_pairs))
+        g, h = _load_pair(grad_features, at + 6, _among(live, side, pair + 3, open_pairs))
+    x0, x1, x2, x3 = zero, zero, zero, zero
+    p0, p1, p2, p3 = _position(x, n, live, DIMS)
+    x0, x1, x2, x3 = _scatter(
+        p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair, open_pairs, a, b, x0, x1, x2, x3,
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+    x0, x1, x2, x3 = _scatter(
+        p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair + 1, open_pairs, c, d, x0, x1, x2, x3,
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+    x0, x1, x2, x3 = _scatter(
+        p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair + 2, open_pairs, e, f, x0, x1, x2, x3,
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+    x0, x1, x2, x3 = _scatter(
+        p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair + 3, open_pairs, g, h, x0, x1, x2, x3,
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, TO_TABLE, TO_X, VECTOR)  # fmt: skip
     if TO_X:
-        # One partial sum per group of levels and pair of channels; adding them up afterwards is cheaper than atomics, and exact in order.
-        part = (tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)).to(tl.int64)
-        at = (part * n_points + n) * DIMS
-        _store_pair(grad_x, at, x0, x1, side, live, side < 2, POINTS)
-        _store_pair(grad_x, at + 2, x2, x3, side, live, side < 2 * (DIMS - 3), POINTS)
+        # One partial sum per group of levels: adding them up afterwards is cheaper than atomics, and the same at every run.
+        at = (tl.program_id(1).to(tl.int64) * n_points + n) * DIMS + side
+        x0, x1 = _sum_lanes(x0, POINTS), _sum_lanes(x1, POINTS)
+        x2, x3 = _sum_lanes(x2, POINTS), _sum_lanes(x3, POINTS)
+        tl.store(grad_x + at, tl.where(side == 0, x0, x1), mask=live)
+        tl.store(grad_x + at + 2, tl.where(side == 0, x2, x3), mask=live & (side < DIMS - 2))
+
+
+def _copies(spec: HashSpec, level: int) -> int:
+    """How many copies of a level take turns at receiving additions: a power of two."""
+    copies = 1
+    while 2 * copies <= COPIES and 2 * copies * spec.level_rows[level] <= COPIED_ROWS:
+        copies *= 2
+    return copies
 
 
 @cache
-def _layout(spec: HashSpec, device: torch.device) -> Tensor:
-    """Per level: cells of every axis, the factor of its index in the row (stride or prime), offset, dense. Int32 [levels, 2 D + 2]."""
-    rows = []
-    for cells, offset, dense in zip(spec.resolutions, spec.offsets, spec.dense, strict=True):
+def _layout(spec: HashSpec, device: torch.device, copied: bool) -> tuple[Tensor, tuple[tuple[int, int], ...], int]:
+    """What the kernels know of each level.
+
+    Returns:
+        Int32 [levels, 2 D + 4]: cells of every axis, the factor of its index in the row (stride or prime), twice the offset plus 1 if
+        dense, and for additions the offset, copies and rows; then (level, offset) of the levels with copies; then the rows that take additions.
+    """
+    entries, apart, end = [], [], spec.table_rows
+    for level, (cells, offset, dense, rows) in enumerate(zip(spec.resolutions, spec.offsets, spec.dense, spec.level_rows, strict=True)):
         strides = [1]
         for c in cells[:-1]:
             strides.append(strides[-1] * (c + 1))
-        rows.append([*cells, *(strides if dense else PRIMES[: spec.dims]), offset, int(dense)])
-    return torch.tensor(rows, dtype=torch.int64).to(torch.int32).to(device)
+        copies, target = _copies(spec, level) if copied else 1, offset
+        if copies > 1:
+            apart.append((level, end))
+            target, end = end, end + copies * rows
+        entries.append([*cells, *(strides if dense else PRIMES[: spec.dims]), 2 * offset + dense, target, copies, rows])
+    return torch.tensor(entries, dtype=torch.int64).to(torch.int32).to(device), tuple(apart), end
 
 
-def _constants(spec: HashSpec) -> dict[str, int]:
-    return {"DIMS": spec.dims, "F": spec.features, "WIDTH": spec.width, "MASK": (1 << spec.log2_table_size) - 1}
+def _constants(spec: HashSpec, points: int = POINTS) -> dict[str, int]:
+    mask = (1 << spec.log2_table_size) - 1
+    return {"F": spec.features, "LEVELS": spec.levels, "DIMS": spec.dims, "MASK": mask, "POINTS": points, "num_warps": WARPS}
 
 
-def _grid(points: int, spec: HashSpec, open_levels: int) -> tuple[int, int, int]:
-    return triton.cdiv(points, POINTS), triton.cdiv(open_levels, LEVELS), (spec.features + 1) // 2
+def _grid(count: int, spec: HashSpec, points: int = POINTS) -> tuple[int, int]:
+    return triton.cdiv(count, points), triton.cdiv(spec.width // 2, PAIRS)
 
 
 @cache
-def _vector_atomics(device: torch.device, features: int) -> bool:
-    return device.type == "cuda" and features % 2 == 0 and torch.cuda.get_device_capability(device) >= (9, 0)
+def _vector_atomics(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def forward(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, with_jacobian: bool) -> tuple[Tensor, Tensor | None]:
-    """As `reference.forward`, float32."""
-    x, table = x.contiguous(), table.contiguous()
-    new = torch.empty if open_levels == spec.levels else torch.zeros
-    features = new(len(x), spec.width, device=x.device)
-    jacobian = new(len(x), spec.dims, spec.width, device=x.device) if with_jacobian else None
-    if len(x) and open_levels:
+def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
+def _padded(tensor: Tensor | None, features: int) -> Tensor | None:
+    """A zero channel added to each level of [..., L*F]: the kernels serve channels in pairs."""
+    if tensor is None:
+        return None
+    levels = tensor.unflatten(-1, (-1, features))
+    return torch.nn.functional.pad(levels, (0, 1)).flatten(-2)
+
+
+def _unpadded(tensor: Tensor | None, features: int) -> Tensor | None:
+    """The inverse of `_padded`."""
+    return None if tensor is None else tensor.unflatten(-1, (-1, features + 1))[..., :features].flatten(-2)
+
+
+def _forward(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, direction: Tensor | None, with_jacobian: bool) -> tuple[Tensor, Tensor | None]:
+    if spec.features % 2:
+        even = replace(spec, features=spec.features + 1)
+        outputs = _forward(x, _padded(table, spec.features), even, open_levels, direction, with_jacobian)
+        return _unpadded(outputs[0], spec.features), _unpadded(outputs[1], spec.features)
+    features = torch.empty(len(x), spec.width, device=x.device)
+    jacobian = torch.empty(len(x), spec.dims, spec.width, device=x.device) if with_jacobian else None
+    x, table, direction = _contiguous(x, table, direction)
+    if len(x):
         with _backend.on(x):
-            _forward_kernel[_grid(len(x), spec, open_levels)](
-                x, table, _layout(spec, x.device), features, jacobian, len(x), open_levels,
-                **_constants(spec), JACOBIAN=with_jacobian, POINTS=POINTS, LEVELS=LEVELS, num_warps=WARPS,
+            _forward_kernel[_grid(len(x), spec)](
+                x, table, _layout(spec, x.device, False)[0], direction, features, jacobian, len(x), open_levels * spec.features // 2,
+                JACOBIAN=with_jacobian, ALONG=direction is not None, **_constants(spec),
             )  # fmt: skip
     return features, jacobian
 
 
+def forward(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, with_jacobian: bool) -> tuple[Tensor, Tensor | None]:
+    """As `reference.forward`, float32."""
+    return _forward(x, table, spec, open_levels, None, with_jacobian)
+
+
+def along(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, direction: Tensor) -> Tensor:
+    """Derivative of the features along each point's direction [N, D]: [N, L*F], float32."""
+    return _forward(x, table, spec, open_levels, direction, False)[0]
+
+
 def backward(
     x: Tensor, table: Tensor | None, spec: HashSpec, open_levels: int, grad_features: Tensor | None, grad_jacobian: Tensor | None,
-    to_table: bool, to_x: bool,
+    to_table: bool, to_x: bool, direction: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """`reference.table_grad` and `reference.position_grad` in one pass, float32."""
-    grid = _grid(len(x), spec, open_levels)
-    grad_table = torch.zeros(spec.table_rows, spec.features, device=x.device) if to_table else None
-    partial = torch.empty(grid[1] * grid[2], len(x), spec.dims, device=x.device) if to_x else None
-    x, table, grad_features, grad_jacobian = (None if t is None else t.contiguous() for t in (x, table, grad_features, grad_jacobian))
-    if len(x) and open_levels:
+    """`reference.table_grad` and `reference.position_grad` in one pass, float32.
+
+    Args:
+        direction: [N, D]; then the gradients are those of <grad_features, derivative of the features along it>.
+    """
+    if spec.features % 2:
+        even = replace(spec, features=spec.features + 1)
+        table, grad_features, grad_jacobian = (_padded(t, spec.features) for t in (table, grad_features, grad_jacobian))
+        grad_table, grad_x = backward(x, table, even, open_levels, grad_features, grad_jacobian, to_table, to_x, direction)
+        return _unpadded(grad_table, spec.features), grad_x
+    layout, apart, rows = _layout(spec, x.device, to_table and len(x) >= COPY_FROM)
+    mode = "along" if direction is not None else "none" if grad_jacobian is None else "given"
+    points = 2 * POINTS if spec.dims == 4 and mode == "given" and to_table and to_x else POINTS  # measured: docs/kernels.md
+    grid = _grid(len(x), spec, points)
+    sums = torch.zeros(rows, spec.features, device=x.device) if to_table else None
+    partial = torch.empty(grid[1], len(x), spec.dims, device=x.device) if to_x else None
+    x, table, direction, grad_features, grad_jacobian = _contiguous(x, table, direction, grad_features, grad_jacobian)
+    if len(x):
         with _backend.on(x):
             _backward_kernel[grid](
-                x, table, _layout(spec, x.device), grad_features, grad_jacobian, grad_table, partial, len(x), open_levels,
-                **_constants(spec), HAS_FEATURES=grad_features is not None, HAS_JACOBIAN=grad_jacobian is not None, TO_TABLE=to_table, TO_X=to_x,
-                VECTOR=_vector_atomics(x.device, spec.features), POINTS=POINTS, LEVELS=LEVELS, num_warps=WARPS,
+                x, table, layout, direction, grad_features, grad_jacobian, sums, partial, len(x), open_levels * spec.features // 2,
+                FEATURES=grad_features is not None and direction is None, JACOBIAN=mode, TO_TABLE=to_table, TO_X=to_x,
+                VECTOR=_vector_atomics(x.device), **_constants(spec, points),
             )  # fmt: skip
-    return grad_table, None if partial is None else partial.sum(0)
+    for level, start in apart:
+        own = slice(spec.offsets[level], spec.offsets[level] + spec.level_rows[level])
+        copies = sums[start : start + _copies(spec, level) * spec.level_rows[level]]
+        torch.sum(copies.view(-1, spec.level_rows[level], spec.features), 0, out=sums[own])
+    return None if sums is None else sums[: spec.table_rows], None if partial is None else partial.sum(0)
 
 
 def table_grad(x: Tensor, spec: HashSpec, open_levels: int, grad_features: Tensor | None, grad_jacobian: Tensor | None) -> Tensor:

@@ -67,7 +67,7 @@ def _accumulate_kernel(weights, values, starts, sums, CHANNELS: tl.constexpr, WI
     tl.store(sums + ray * CHANNELS + channel, tl.sum(total, axis=0, keep_dims=True), mask=channel < CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples"])
 def _accumulate_grad_kernel(
     weights, values, rays, grad, grad_weights, grad_values, n_samples, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SAMPLES: tl.constexpr
 ):
