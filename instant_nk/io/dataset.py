@@ -138,7 +138,9 @@ def _read_rgba(path: Path, size: tuple[int, int]) -> np.ndarray:
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: the image cannot be read ({error}). It was readable when stage 'dataset' ran; restore it or re-run that stage.") from None
     if image.shape != (size[1], size[0], 4) or image.dtype != np.uint8:
-        raise DataError(f"{path}: wanted 8-bit RGBA of {size[0]}x{size[1]} pixels, got {image.dtype} {image.shape}. The capture changed; re-run stage 'dataset'.")
+        raise DataError(
+            f"{path}: wanted 8-bit RGBA of {size[0]}x{size[1]} pixels, got {image.dtype} {image.shape}. The capture changed; re-run stage 'dataset'."
+        )
     return image
 
 

@@ -90,7 +90,7 @@ def test_a_job_that_exceeds_its_memory_is_tried_again_with_more(finished):
     assert "Trying to restart job" in said
 
 
-def wait_for(condition, what, seconds=180):
+def wait_for(condition, what, seconds=400):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():

@@ -257,7 +257,7 @@ def fresh_windows(finished, folder, **field) -> Place:
 SLOW = {"field": {"steps": 60, "checkpoint_every": 5}}
 
 
-def wait_for(condition, what, seconds=120):
+def wait_for(condition, what, seconds=300):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
