@@ -207,7 +207,7 @@ def run_span(stage: str, config: schema.Config, parts: list[str], done: Path, ma
 def guarded(work: Callable[[], None]) -> int:
     """Call `work` and turn what can go wrong into one message and an exit code. A bug keeps its traceback."""
     try:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that files written aside are removed
+        signal.signal(signal.SIGTERM, _terminate)
         work()
     except InstantNKError as error:
         _complain(f"{type(error).__name__}: {error}")
@@ -226,6 +226,12 @@ def guarded(work: Callable[[], None]) -> int:
         _complain(f"out of memory: {error}. Lower this stage's samples_per_step (or max_image_side), or give the job more memory.")
         return InstantNKError.exit_code
     return 0
+
+
+def _terminate(*_: object) -> None:
+    """Leave as if by an exception, so that files written aside are removed."""
+    _complain("ended from outside (SIGTERM). Run the same command again to go on.")
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _complain(message: str) -> None:

@@ -185,6 +185,7 @@ def test_a_terminated_job_removes_what_it_wrote_aside(tmp_path):
     assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 143
+    assert "ended from outside" in process.stderr.read()
     assert list(tmp_path.iterdir()) == []
 
 
