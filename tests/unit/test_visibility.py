@@ -80,7 +80,8 @@ def test_observed_colours_are_those_of_the_pictures_and_grey_where_none_sees(dat
     for index, (_, _, colour) in enumerate(BALLS):
         mine = (ball == index) & (best > 0.4) & (other > 0.12)  # more than a glance at the rim, and off the seam
         assert mine.sum() > 50
-        np.testing.assert_allclose(colours[mine] * 255, np.broadcast_to(colour, (mine.sum(), 3)), atol=10)
+        error = np.abs(colours[mine] * 255 - colour).max(1)
+        assert np.percentile(error, 98) < 3 and error.max() < 60  # a second camera may see the vertex at its rim
 
 
 def test_seeing_costs_no_more_with_larger_images(dataset, subject, monkeypatch):
