@@ -8,6 +8,6 @@ GRADIENT = 2e-5  # forward and first derivatives of volume rendering and blend s
 JACOBIAN = 1e-4  # where the derivative of the skinning weights enters: differences of nearly equal terms
 HASH = 2e-4  # features, Jacobians and their gradients, which multiply that lost fraction by the resolution
 HALF_TABLE = 2e-3  # a float16 table with float32 sums, against the float64 encoding of the float32 table
-INVERSE = 1e-3  # gradients at the point where Newton stopped, which is known to its residual only
+INVERSE = 1e-4  # gradients at the point where Newton stopped, which is known to its residual only
 
 BORDER_CELLS = 1e-3  # a point nearer than this to a cell's border may fall to either side; in cells

@@ -5,9 +5,9 @@ Plain threads, not numba's own: its OpenMP layer would reset torch's number of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -19,12 +19,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="instant_nk_kernels")
 
 
+def each(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run independent tasks, several at a time."""
+    if torch.get_num_threads() == 1 or len(tasks) == 1:
+        for task in tasks:
+            task()
+    else:
+        for future in [_pool(torch.get_num_threads()).submit(task) for task in tasks]:
+            future.result()
+
+
 def over_rows(rows: int, loop: Callable[[int, int], None]) -> None:
     """Run loop(first, last) over pieces of range(rows), one per thread."""
-    threads = min(torch.get_num_threads(), max(1, rows // LEAST))
-    if threads == 1:
-        loop(0, rows)
-        return
-    edges = [round(i * rows / threads) for i in range(threads + 1)]
-    for piece in [_pool(threads).submit(loop, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]:
-        piece.result()
+    pieces = min(torch.get_num_threads(), max(1, rows // LEAST))
+    edges = [round(i * rows / pieces) for i in range(pieces + 1)]
+    each([partial(loop, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)])

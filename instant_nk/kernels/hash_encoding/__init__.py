@@ -52,6 +52,19 @@ def _gradients(
     return None if grad_table is None else grad_table.to(table.dtype), grad_x
 
 
+def _wanted(ctx: Any, argument: int) -> bool:
+    """Whether this backward pass needs the gradient of an argument: `autograd.grad` for positions alone must not pay for the table's."""
+    node = ctx.next_functions[argument][0] if ctx.needs_input_grad[argument] else None
+    if node is None or hasattr(node, "variable"):  # of a leaf autograd does not tell
+        return node is not None
+    return torch._C._will_engine_execute_node(node)
+
+
+def _no_leaf(tensor: Tensor) -> Tensor:
+    """The tensor behind a node of its own, which `_wanted` can ask about."""
+    return tensor.view_as(tensor) if tensor.requires_grad and tensor.is_leaf else tensor
+
+
 class _Encode(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, spec: HashSpec, levels: int) -> Tensor:
@@ -62,7 +75,7 @@ class _Encode(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, table = ctx.saved_tensors
-        to_x, to_table = ctx.needs_input_grad[:2]
+        to_x, to_table = _wanted(ctx, 0), _wanted(ctx, 1)
         if not torch.is_grad_enabled():
             grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, None, to_table, to_x)
             return grad_x, grad_table, None, None
@@ -85,7 +98,7 @@ class _Pull(Function):
     @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
         x, table, grad = ctx.saved_tensors
-        to_x, to_table, to_grad = ctx.needs_input_grad[:3]
+        to_x, to_table, to_grad = (_wanted(ctx, argument) for argument in range(3))
         grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, None, to_table, to_x, direction=direction) if to_table or to_x else (None, None)
         grad_grad = None
         if to_grad:
@@ -128,7 +141,7 @@ class _EncodeWithJacobian(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_jacobian: Tensor | None) -> tuple[Tensor | None, ...]:
         x, table = ctx.saved_tensors
-        to_x, to_table = ctx.needs_input_grad[:2]
+        to_x, to_table = _wanted(ctx, 0), _wanted(ctx, 1)
         grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, grad_jacobian, to_table, to_x)
         return grad_x, grad_table, None, None
 
@@ -159,7 +172,7 @@ def encode(x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None =
         [N, L*F], level-major.
     """
     _check(x, table, spec, level_mask)
-    features = _Encode.apply(x, table, spec, spec.levels if open_levels is None else open_levels)
+    features = _Encode.apply(_no_leaf(x), _no_leaf(table), spec, spec.levels if open_levels is None else open_levels)
     return features if level_mask is None else features * level_mask.repeat_interleave(spec.features)
 
 
@@ -172,7 +185,7 @@ def encode_with_jacobian(x: Tensor, table: Tensor, spec: HashSpec, level_mask: T
         features [N, L*F] and Jacobian [N, D, L*F].
     """
     _check(x, table, spec, level_mask)
-    features, jacobian = _EncodeWithJacobian.apply(x, table, spec, spec.levels if open_levels is None else open_levels)
+    features, jacobian = _EncodeWithJacobian.apply(_no_leaf(x), _no_leaf(table), spec, spec.levels if open_levels is None else open_levels)
     if level_mask is None:
         return features, jacobian
     columns = level_mask.repeat_interleave(spec.features)

@@ -7,9 +7,6 @@ lengths of tuples, which makes them constants; the machine code is cached on dis
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from instant_nk.kernels._threads import each, over_rows
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
 P1, P2, P3 = PRIMES[1:]
@@ -144,21 +142,6 @@ def _position_grad(x, table, cells, channels, offset, dense, mask, level, g, gj,
                             result[n, d] += product * pull
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="hash_encoding")
-
-
-def _each(tasks: list[Callable[[], Any]]) -> None:
-    """Run tasks on as many threads as torch may use; the loops release the interpreter lock."""
-    if torch.get_num_threads() == 1 or len(tasks) == 1:
-        for task in tasks:
-            task()
-    else:
-        for future in [_pool(torch.get_num_threads()).submit(task) for task in tasks]:
-            future.result()
-
-
 def _level(spec: HashSpec, level: int) -> tuple[Any, ...]:
     """cells, channels, offset, dense, mask, level: what every loop needs to know of a level."""
     return spec.resolutions[level], (0,) * spec.features, spec.offsets[level], spec.dense[level], (1 << spec.log2_table_size) - 1, level
@@ -174,7 +157,7 @@ def forward(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, with_jac
     features = new(len(x), spec.width)
     jacobian = new(len(x), spec.dims, spec.width) if with_jacobian else None
     xs, tab, y, j = _array(x), _array(table), features.numpy(), _array(jacobian, 3)
-    _each([lambda level=level: _forward(xs, tab, *_level(spec, level), y, j, with_jacobian) for level in range(open_levels)])
+    each([lambda level=level: _forward(xs, tab, *_level(spec, level), y, j, with_jacobian) for level in range(open_levels)])
     return features, jacobian
 
 
@@ -183,7 +166,7 @@ def table_grad(x: Tensor, spec: HashSpec, open_levels: int, grad_features: Tenso
     result = torch.zeros(spec.table_rows, spec.features)
     xs, g, gj, out = _array(x), _array(grad_features), _array(grad_jacobian, 3), result.numpy()
     flags = grad_features is not None, grad_jacobian is not None
-    _each([lambda level=level: _table_grad(xs, *_level(spec, level), g, gj, *flags, out) for level in range(open_levels)])
+    each([lambda level=level: _table_grad(xs, *_level(spec, level), g, gj, *flags, out) for level in range(open_levels)])
     return result
 
 
@@ -192,12 +175,10 @@ def position_grad(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, gr
     result = torch.zeros(x.shape)
     xs, tab, g, gj, out = _array(x), _array(table), _array(grad_features), _array(grad_jacobian, 3), result.numpy()
     flags = grad_features is not None, grad_jacobian is not None
-    pieces = torch.get_num_threads()
-    edges = [round(i * len(xs) / pieces) for i in range(pieces + 1)]
 
     def piece(a: int, b: int) -> None:
         for level in range(open_levels):
             _position_grad(xs[a:b], tab, *_level(spec, level), g[a:b], gj[a:b], *flags, out[a:b])
 
-    _each([lambda a=a, b=b: piece(a, b) for a, b in zip(edges, edges[1:])])
+    over_rows(len(xs), piece)
     return result
