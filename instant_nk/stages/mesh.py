@@ -127,7 +127,7 @@ def join(job: Job) -> None:
 
 
 def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, list[float]]:
-    """One animation from overlapping windows; weights fall linearly towards a window's ends.
+    """One animation from overlapping windows; weights fall linearly over the frames that a window shares with its neighbour.
 
     Returns:
         the animation, and the mean distance between windows at every shared frame before blending, world units.
@@ -136,9 +136,9 @@ def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, l
     names = ("vertices", "sdf_residual", "cycle_error")
     total = {name: np.zeros((len(frames), *getattr(first, name).shape[1:])) for name in names}
     weights, views, disagreement = np.zeros(len(frames)), np.zeros((len(frames), first.n_views.shape[1]), np.int32), []
-    for part in parts:
-        for i, frame in enumerate(part.frames):
-            row, weight = frames.index(int(frame)), min(i, len(part.frames) - 1 - i) + 1
+    for part, ramp in zip(parts, _ramps([part.frames for part in parts])):
+        for i, (frame, weight) in enumerate(zip(part.frames, ramp)):
+            row = frames.index(int(frame))
             if weights[row]:
                 earlier = total["vertices"][row] / weights[row]
                 disagreement.append(float(np.linalg.norm(earlier - part.vertices[i], axis=-1).mean()))
@@ -148,6 +148,16 @@ def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, l
             views[row] = np.maximum(views[row], part.n_views[i])
     mean = {name: (values / weights.reshape(-1, *[1] * (values.ndim - 1))).astype(np.float32) for name, values in total.items()}
     return Animation(np.array(frames, np.int32), mean["vertices"], first.faces, first.colours, mean["sdf_residual"], mean["cycle_error"], views), disagreement
+
+
+def _ramps(windows: list[np.ndarray]) -> list[np.ndarray]:
+    """Weight of every window at each of its frames: one, and falling in even steps where it meets the window before or after."""
+    result = []
+    for k, window in enumerate(windows):
+        place, last = np.arange(len(window)), len(window) - 1
+        before, after = (len(np.intersect1d(window, windows[j])) if 0 <= j < len(windows) else 0 for j in (k - 1, k + 1))
+        result.append(np.minimum(1, np.minimum((place + 1) / (before + 1), (last - place + 1) / (after + 1))))
+    return result
 
 
 def seam_numbers(animation: Animation, parts: list[Animation], disagreement: list[float]) -> dict:
