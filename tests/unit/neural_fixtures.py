@@ -28,11 +28,14 @@ from instant_nk.models.warp import NodeMotion, Skeleton
 from instant_nk.models.window_field import WindowField
 from instant_nk.stages import canonical as canonical_stage
 from instant_nk.stages import dataset as dataset_stage
+from instant_nk.stages import field as field_stage
 from instant_nk.stages import graph as graph_stage
+from instant_nk.stages import mesh as mesh_stage
 from tests.unit.capture_writer import BALLS, write_capture
 from tests.unit.capture_writer import job as capture_job
 
 SPEC = HashSpec.geometric(3, 2, 12, 4, 16)
+WINDOWS = ("000000-000002", "000001-000003")  # of the tiny preset's four frames
 SPEC_IN_TIME = HashSpec.geometric(2, 2, 12, 4, 8, times=(1, 2))
 
 
@@ -239,6 +242,17 @@ def body(base: Path) -> Body:
     canonical_stage.run(made.job)
     graph_stage.run(made.job)
     true_motion(made)
+    return made
+
+
+@functools.cache
+def finished(base: Path) -> Body:
+    """`body` with both windows trained for a few steps, and its animation."""
+    made = body(base)
+    for window in WINDOWS:
+        field_stage.run(made.variant(window))
+    for part in (*WINDOWS, None):
+        mesh_stage.run(made.variant(part))
     return made
 
 
