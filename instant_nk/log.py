@@ -12,12 +12,18 @@ from pathlib import Path
 ROOT = "instant_nk"
 
 
+class _Stderr(logging.StreamHandler):
+    """Writes to what stderr is at that moment: it may have been replaced, and the old one closed, since logging was set up."""
+
+    stream = property(lambda self: sys.stderr, lambda self, value: None)
+
+
 def setup(level: str = "INFO") -> None:
     """Attach one stderr handler to the package's logger; calling it twice changes the level only."""
     logger = logging.getLogger(ROOT)
     logger.setLevel(level.upper())
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
