@@ -8,7 +8,7 @@ units of the caller; weights are normalised so that data and rigidity of one nod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from instant_nk.geometry import surface
 from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
-from instant_nk.models.deformation_graph import skinning_weights
+from instant_nk.models.deformation_graph import coarsen, skinning_weights
 
+COARSE_NODES = 80  # nodes of the coarse level: limbs and their joints, whatever the resolution of the graph
+COARSE_POINTS = 1200
 NEGLIGIBLE = 0.01  # anchors below this weight are left out of the points the solver uses (not out of the mesh)
 
 
@@ -59,6 +61,7 @@ class Body:
         anchors: i64 [N, K], weights: [N, K].
         edge: node pairs i64 [E, 2], stiffness: [E], normalised so that a node's mean total is one.
         spacing: distance between neighbouring nodes.
+        coarse: the same body on fewer nodes, for large motion; None where there are few nodes anyway.
     """
 
     nodes: Tensor
@@ -71,6 +74,7 @@ class Body:
     stiffness: Tensor
     spacing: float
     pattern: Pattern
+    coarse: Coarse | None = None
 
     @staticmethod
     def from_mesh(graph: Graph, mesh: Mesh, max_points: int, device: str = "cpu", seed: int = 0) -> Body:
@@ -88,7 +92,8 @@ class Body:
         return Body.from_points(graph, points, normals, blend(mesh.colours.astype(np.float64)), anchors, weights, device)
 
     @staticmethod
-    def from_points(graph: Graph, points, normals, colours, anchors, weights, device: str = "cpu") -> Body:
+    def from_points(graph: Graph, points, normals, colours, anchors, weights, device: str = "cpu", levels: int = 2) -> Body:
+        """A body from surface points [N, 3] with their normals, colours, anchors and weights [N, K] (NumPy arrays)."""
         weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
         weights = weights / weights.sum(1, keepdims=True)
         m = len(graph.node_positions)
@@ -104,6 +109,7 @@ class Body:
             nodes=real(graph.node_positions), points=real(points), normals=real(normals), colours=real(colours),
             anchors=torch.as_tensor(anchors, device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
             spacing=graph.spacing, pattern=Pattern.build(m, anchors, weights, edge, device),
+            coarse=Coarse.build(graph, points, normals, colours, anchors, weights, device) if levels > 1 and m > 2 * COARSE_NODES else None,
         )  # fmt: skip
 
     def warp(self, pose: Pose) -> Tensor:
@@ -115,6 +121,66 @@ class Body:
         blended = small_matmul(self.weights[:, None], pose.rotations.reshape(-1, 9)[self.anchors]).reshape(-1, 3, 3)
         turned = small_matmul(blended, self.normals[..., None]).squeeze(-1)
         return turned / turned.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """A body of few nodes that carries another one: its motion is an increment on the finer body's live state.
+
+    Attributes:
+        body: coarse nodes (a subset of the fine ones) and a subset of the fine body's points.
+        nodes: fine index of each coarse node, i64 [Mc]; points: fine index of each of its points, i64 [Nc].
+        anchors, weights: how the fine nodes hang on the coarse ones, [M, Kc].
+    """
+
+    body: Body
+    nodes: Tensor
+    points: Tensor
+    anchors: Tensor
+    weights: Tensor
+
+    @staticmethod
+    def build(graph: Graph, points, normals, colours, anchors, weights, device: str) -> Coarse:
+        coarse, chosen = coarsen(graph, COARSE_NODES)
+        pick = np.unique(np.linspace(0, len(points) - 1, min(COARSE_POINTS, len(points))).round().astype(np.int64))
+        hung = _compose(anchors[pick], weights[pick], coarse.vertex_anchors.astype(np.int64), coarse.vertex_weights.astype(np.float64))
+        body = Body.from_points(coarse, points[pick], normals[pick], colours[pick], *hung, device, levels=1)
+
+        def index(x: np.ndarray) -> Tensor:
+            return torch.as_tensor(x.astype(np.int64), device=device)
+
+        return Coarse(body, index(chosen), index(pick), index(coarse.vertex_anchors), torch.as_tensor(coarse.vertex_weights.astype(np.float64), device=device))
+
+    def placed(self, fine: Body, pose: Pose) -> Body:
+        """The coarse body at the fine body's live state: its rest shape is the shape now."""
+        nodes = fine.nodes + pose.translations
+        return replace(self.body, nodes=nodes[self.nodes], points=fine.warp(pose)[self.points], normals=fine.warp_normals(pose)[self.points])
+
+    def carry(self, placed: Body, increment: Pose, fine: Body, pose: Pose) -> Pose:
+        """The fine pose after the coarse increment."""
+        live = warp(fine.nodes + pose.translations, self.anchors, self.weights, placed.nodes, increment)
+        turn = small_matmul(self.weights[:, None], increment.rotations.reshape(-1, 9)[self.anchors]).reshape(-1, 3, 3)
+        return Pose(small_matmul(project_to_so3(turn), pose.rotations), live - fine.nodes)
+
+
+def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share: np.ndarray, keep: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Anchors and weights of points on the coarse nodes that carry their anchors: products added up, the `keep` largest kept."""
+    n = len(anchors)
+    candidate = above[anchors].reshape(n, -1)
+    value = (weights[..., None] * share[anchors]).reshape(n, -1)
+    order = candidate.argsort(1, kind="stable")
+    candidate, value = np.take_along_axis(candidate, order, 1), np.take_along_axis(value, order, 1)
+    first = np.ones(candidate.shape, bool)
+    first[:, 1:] = candidate[:, 1:] != candidate[:, :-1]
+    group = np.cumsum(first, axis=1) - 1
+    total = np.zeros(value.shape)
+    np.add.at(total, (np.arange(n)[:, None], group), value)
+    name = np.full(candidate.shape, -1)
+    name[np.arange(n)[:, None], group] = candidate
+    order = np.where(name < 0, -1.0, total).argsort(1, kind="stable")[:, ::-1][:, :keep]
+    name, total = np.take_along_axis(name, order, 1), np.take_along_axis(total, order, 1)
+    total = np.where(name < 0, 0.0, total)
+    return np.where(name < 0, name[:, :1], name), total / total.sum(1, keepdims=True)
 
 
 def warp(points: Tensor, anchors: Tensor, weights: Tensor, nodes: Tensor, pose: Pose) -> Tensor:

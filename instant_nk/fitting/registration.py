@@ -29,9 +29,10 @@ class Options:
         colour: length one unit of colour difference counts as in the search.
     """
 
-    iterations: int = 30
+    iterations: int = 8
     rigidity: float = 0.1
-    rigidity_start: float = 300.0
+    rigidity_start: float = 1.0
+    coarse_start: float = 30.0
     softening: float = 0.5
     max_distance: float = 4.0
     min_cosine: float = 0.3
@@ -42,7 +43,9 @@ class Options:
     soft_points: int = 1000
     soft_start: float = 3.0
     soft_end: float = 0.5
-    soft_rigidity: float = 1.0
+    soft_rigidity: float = 0.1
+    coarse_iterations: int = 8
+    coarse_rigidity: float = 0.1
     image_iterations: int = 12
     image_level: int = 2
     image_weight: float = 1.0
@@ -122,20 +125,43 @@ def _evenly(count: int, wanted: int) -> Tensor:
     return torch.linspace(0, count - 1, min(wanted, count), dtype=torch.float64).round().long()
 
 
-def assign_softly(body: Body, pose: Pose, target: Target, options: Options) -> Pose:
-    """Coarse alignment by annealed optimal transport, which sees past the nearest surface: fast limbs and crossing legs."""
+def assign_softly(body: Body, pose: Pose, target: Target, options: Options, spacing: float) -> Pose:
+    """Coarse alignment by annealed optimal transport, which sees past the nearest surface: fast limbs and crossing legs.
+
+    Args:
+        spacing: the length in which the blur is measured (the fine graph's, on whichever level this runs).
+    """
     pick, there = (_evenly(len(x.points), options.soft_points).to(body.points.device) for x in (body, target))
     goal = Cloud(target.points[there], target.normals[there], target.colours[there], point_areas(target.points[there]))
-    sigmas = torch.logspace(math.log10(options.soft_start), math.log10(options.soft_end), options.soft_iterations).tolist()
-    for sigma in sigmas:
+    for sigma in torch.logspace(math.log10(options.soft_start), math.log10(options.soft_end), options.soft_iterations).tolist():
         live = body.warp(pose)[pick]
         cloud = Cloud(live, body.warp_normals(pose)[pick], body.colours[pick], point_areas(live))
-        displacement, share = soft_displacement(cloud, goal, sigma * body.spacing)
+        displacement, share = soft_displacement(cloud, goal, sigma * spacing)
         evidence = Evidence.none(body)
         evidence.add_positions(pick, -displacement, share * (len(body.nodes) / len(pick)))
-        rigidity = options.soft_rigidity * options.rigidity * (sigma / options.soft_end) ** 2
+        rigidity = options.soft_rigidity * (sigma / options.soft_end) ** 2
         pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
     return pose
+
+
+def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float) -> Pose:
+    """Closest points both ways while the rigidity weight falls from `start` to `end`."""
+    for i in range(iterations):
+        progress = i / max(iterations - 1, 1)
+        rigidity = math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(progress / 0.7, 1.0))
+        evidence = surface_evidence(body, pose, target, options, progress)
+        pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
+    return pose
+
+
+def move_coarsely(body: Body, pose: Pose, target: Target, options: Options) -> Pose:
+    """Large motion, on the coarse level where there is one."""
+    if body.coarse is None:
+        return assign_softly(body, pose, target, options, body.spacing)
+    level = body.coarse.placed(body, pose)
+    increment = assign_softly(level, Pose.identity(level), target, options, body.spacing)
+    increment = match_closely(level, increment, target, options, options.coarse_iterations, options.coarse_start, options.coarse_rigidity)
+    return body.coarse.carry(level, increment, body, pose)
 
 
 @dataclass(frozen=True)
@@ -167,13 +193,8 @@ def refine_with_images(body: Body, pose: Pose, target: Target, pictures: Picture
 
 def register(body: Body, pose: Pose, target: Target, options: Options, pictures: Pictures | None = None) -> Fit:
     """Register one frame from a starting pose."""
-    if options.soft_iterations:
-        pose = assign_softly(body, pose, target, options)
-    for i in range(options.iterations):
-        progress = i / max(options.iterations - 1, 1)
-        anneal = options.rigidity_start ** (1 - min(progress / 0.7, 1.0))
-        evidence = surface_evidence(body, pose, target, options, progress)
-        pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity * anneal, options.softening))
+    pose = move_coarsely(body, pose, target, options)
+    pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
     if pictures is not None and options.image_iterations:
         pose = refine_with_images(body, pose, target, pictures, options)
     return judge(body, orthonormal(pose), target)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from instant_nk.errors import DataError
@@ -80,6 +82,27 @@ def on_nodes(vertices: np.ndarray, faces: np.ndarray, node_positions: np.ndarray
     chosen = cKDTree(fine).query(nodes)[1]
     graph = _assemble(paths, fine, part, chosen, welded_of, vertices, spacing, anchors, neighbours, nodes)
     return graph
+
+
+def coarsen(graph: Graph, count: int, anchors: int = 4, neighbours: int = 6) -> tuple[Graph, np.ndarray]:
+    """A coarser graph of about `count` of the nodes, whose `vertices` are the nodes of `graph`: it moves them as they move the mesh.
+
+    Distances run along the surface links of `graph`, so limbs that touch stay apart at every level.
+
+    Returns:
+        the coarse graph (`vertex_anchors` and `vertex_weights` are those of the fine nodes), and the fine index of each of its nodes.
+    """
+    positions = graph.node_positions.astype(np.float64)
+    m = len(positions)
+    links = graph.edges[graph.edge_weights >= 0.5]  # neither bridges nor long range
+    length = np.linalg.norm(positions[links[:, 0]] - positions[links[:, 1]], axis=1)
+    upper = sparse.coo_matrix((np.maximum(length, 1e-12), (links[:, 0], links[:, 1])), shape=(m, m))
+    paths = (upper + upper.T).tocsr()
+    part = csgraph.connected_components(paths, directed=False)[1]
+    chosen = _farthest_points(paths, positions, part, np.ones(m, bool), 0.0, count)
+    covering = surface.geodesic(paths, chosen).min(0)
+    limit = max(float(covering.max()), graph.spacing)
+    return _assemble(paths, positions, part, chosen, np.arange(m), positions, limit, anchors, neighbours), chosen
 
 
 def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.ndarray, limit: float, max_nodes: int | None) -> np.ndarray:
