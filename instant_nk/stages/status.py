@@ -134,7 +134,7 @@ def look(paths: Paths, stage: str, part: str | None, log: Path) -> Work:
         left = float(steps[-1][3]) if steps else None
         return Work(stage, part, log, "running", left_s=left, says=f"step {steps[-1][1]} of {steps[-1][2]}, {left:.0f} s left" if steps else "started")
     return Work(
-        stage, part, "failed", says=f"{last} ({log})" if last.startswith("error: ") else f"it ended without a word ({log}); the same command runs it again"
+        stage, part, log, "failed", says=f"{last} ({log})" if last.startswith("error: ") else f"it ended without a word ({log}); the same command runs it again"
     )
 
 
