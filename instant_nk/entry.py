@@ -206,8 +206,8 @@ def run_span(stage: str, config: schema.Config, parts: list[str], done: Path, ma
 
 def guarded(work: Callable[[], None]) -> int:
     """Call `work` and turn what can go wrong into one message and an exit code. A bug keeps its traceback."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        signal.signal(signal.SIGTERM, _terminate)
         work()
     except InstantNKError as error:
         _complain(f"{type(error).__name__}: {error}")
@@ -225,6 +225,8 @@ def guarded(work: Callable[[], None]) -> int:
             raise
         _complain(f"out of memory: {error}. Lower this stage's samples_per_step (or max_image_side), or give the job more memory.")
         return InstantNKError.exit_code
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
