@@ -21,10 +21,8 @@ test: install-test
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
 
-$(BIN)/python:
+$(VENV)/.installed: pyproject.toml requirements.txt
 	@.ci/make_venv $(VENV) $(PYTHON)
-
-$(VENV)/.installed: pyproject.toml requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	@touch $@
 

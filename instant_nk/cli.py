@@ -173,8 +173,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    return entry.guarded(lambda: args.run(args))
+    def work() -> None:
+        args = make_parser().parse_args(argv)
+        args.run(args)
+
+    return entry.guarded(work)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -209,12 +210,20 @@ def guarded(work: Callable[[], None]) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         work()
+        sys.stdout.flush()  # here, where what goes wrong can still be handled
     except InstantNKError as error:
         _complain(f"{type(error).__name__}: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         _complain("interrupted. Run the same command again to go on.")
         return INTERRUPTED
+    except SystemExit:  # --help and the like
+        _reader_left()
+        raise
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (*FULL_DISK, errno.EROFS):
             raise
@@ -236,7 +245,18 @@ def _terminate(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)
 
 
+def _reader_left() -> bool:
+    """Whether what reads this process's output has seen enough (`| head`); what is not yet written is then dropped."""
+    output = select.poll()
+    output.register(sys.__stdout__.fileno(), 0)
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    return True
+
+
 def _complain(message: str) -> None:
+    _reader_left()
     sys.stdout.flush()
     print(f"error: {message}", file=sys.stderr, flush=True)
 

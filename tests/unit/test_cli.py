@@ -1,5 +1,7 @@
 """The `instant-nk` command."""
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -7,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from instant_nk import cli, layout
+from instant_nk import cli, entry, layout
 from instant_nk import config as schema
 
 
@@ -50,3 +52,49 @@ def test_a_wrong_call_ends_with_one_message_and_code_2(argv, said, capsys):
     text = capsys.readouterr().err
     assert said in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("argv", [["config"], ["config", "--template"], ["--help"], ["verify", "nowhere"]])
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback(argv):
+    """As `instant-nk config | head -0` does: the pipe is closed before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "instant_nk.cli", *argv], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    assert ("error: ContractError: nowhere" in done.stderr) == (argv[0] == "verify")
+
+
+def test_a_broken_pipe_of_another_program_keeps_its_traceback():
+    def work():
+        raise BrokenPipeError(32, "ffmpeg ended")
+
+    with pytest.raises(BrokenPipeError):
+        entry.guarded(work)
+
+
+# The README's table from the published code's flags to keys here.
+
+
+def test_every_key_the_readme_names_for_a_flag_exists(repository):
+    table = (repository / "README.md").read_text().split("| flag | here |")[1].split("## ")[0]
+    keys = re.findall(r"`((?:dataset|canonical|graph|observation|registration|field|mesh|report|frames|runtime)\.\w+)", table)
+    assert len(set(keys)) >= 8
+    known = schema.to_dict(schema.parse({}))
+    for key in keys:
+        section, name = key.split(".")
+        assert name in known[section], key
+    for section, name in re.findall(r"`(\w+): \{(\w+):", table):
+        assert name in known[section]
+    for stage in re.findall(r"`instant-nk (\w+)", table):
+        assert stage in cli.make_parser().format_help()
+
+
+def test_every_flag_of_the_published_scripts_stands_in_the_readme(repository):
+    table = (repository / "README.md").read_text().split("| flag | here |")[1].split("## ")[0]
+    published = (
+        "st_frame num_frames num_image ed_folder workspace dyna_mode test bound scale num_rays fp16 tcnn cuda_ray mode seed num_steps upsample_steps max_ray_batch "
+        "lr ckpt ff preload color_space min_near dt_gamma density_thresh gui W H radius fovy max_spp"
+    )
+    missing = [flag for flag in published.split() if f"`--{flag}" not in table]
+    assert not missing

@@ -88,26 +88,6 @@ def gpus(wildcards):
     return int(device == "cuda" or (device == "auto" and (workflow.non_local_exec or entry.count_gpus() > 0)))
 
 
-def say_what_failed():
-    """Repeat, after all of Snakemake's own lines, the error each failed job ended with."""
-    for path in sorted(Path(RESULTS).glob("*/logs/*.log")) + sorted(Path(RESULTS).glob("logs/*.log")):
-        if path.stat().st_mtime >= STARTED:
-            lines = path.read_text(errors="replace").splitlines()
-            if lines and lines[-1].startswith("error: "):
-                logger.error(f"{path}: {lines[-1]}")
-
-
-def gpus(wildcards):
-    """GPUs of a job that can use one: on `auto`, where this machine has one or a cluster will choose the machine."""
-    device = CONFIG.runtime.device
-    return int(device == "cuda" or (device == "auto" and (workflow.non_local_exec or entry.count_gpus() > 0)))
-
-
-def memory_mb(base):
-    """Input function for `resources`: `base` MiB, and as much again at every retry."""
-    return lambda wildcards, attempt: base * attempt
-
-
 # What the capture and other inputs outside results/ are made of.
 
 
