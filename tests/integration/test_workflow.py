@@ -127,6 +127,23 @@ def test_frames_are_chosen_by_first_and_count(empty):
     assert (plan["observation_batch"], plan["field_window"]) == (1, 1)
 
 
+def test_settings_come_from_a_file_of_ones_own_too(empty, tmp_path):
+    mine = tmp_path / "my.yaml"
+    mine.write_text("capture: capture\nsequence: mine\npreset: tiny\nframes: {first: 1, count: 2}\ndataset: {cameras: 4}\n")
+    command = [sys.executable, "-m", "snakemake", "-s", str(empty.snakefile), "-d", str(empty.folder), "-n", "--configfile", str(mine)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100).stdout
+    assert re.search(r"^field_window +1$", said, re.MULTILINE), said
+    assert "results/mine/6_field/000001-000002.npz" in said
+
+
+def test_cameras_are_chosen_by_number_and_by_name(empty, tmp_path):
+    for cameras, count in ((3, 3), ('["cam_001.png", "cam_003.png"]', 2)):
+        place = empty.copy(tmp_path / str(count))
+        done = place.run("dataset", dataset=f"{{cameras: {cameras}}}")
+        assert done.returncode == 0, done.stdout
+        assert len(json.loads(place.paths.manifest.read_text())["cameras"]["names"]) == count
+
+
 def test_an_external_trackers_motion_skips_observation(empty, tmp_path):
     (tmp_path / "accumAffine").mkdir()
     (tmp_path / "node.txt").write_text("0 0 0\n")

@@ -58,6 +58,9 @@ INTRINSICS = {
     "camera_angle_x in radians": ({"camera_angle_x": RAD(60)}, {}, [20 / math.tan(RAD(30)), 20 / math.tan(RAD(30)), 20, 16]),
     "camera_angle_x and camera_angle_y": ({"camera_angle_x": RAD(60), "camera_angle_y": RAD(40)}, {}, [20 / math.tan(RAD(30)), 16 / math.tan(RAD(20)), 20, 16]),
     "x_fov in degrees": ({"x_fov": 60}, {}, [20 / math.tan(RAD(30)), 20 / math.tan(RAD(30)), 20, 16]),
+    "fl_y alone serves both axes": ({"fl_y": 50.0}, {}, [50, 50, 20, 16]),
+    "camera_angle_y alone": ({"camera_angle_y": RAD(40)}, {}, [16 / math.tan(RAD(20)), 16 / math.tan(RAD(20)), 20, 16]),
+    "x_fov and y_fov": ({"x_fov": 60, "y_fov": 40}, {}, [20 / math.tan(RAD(30)), 16 / math.tan(RAD(20)), 20, 16]),
     "an entry's own fl_x beats the shared one": ({"fl_x": 50.0, "cx": 18.0}, {"fl_x": 55.0}, [55, 55, 18, 16]),
     "an entry's own cx beats the shared one": ({"fl_x": 50.0, "cx": 18.0}, {"cx": 21.0}, [50, 50, 21, 16]),
     "a shared K": ({"K": [[50, 0, 19], [0, 51, 15], [0, 0, 1]]}, {}, [50, 51, 19, 15]),
@@ -131,6 +134,8 @@ def test_depth_scale_is_millimetres_unless_stated(made):
     assert capture.read(root).depth_unit == 0.001
     rewrite(root, meta | {"integer_depth_scale": 0.25})
     assert capture.read(root).depth_unit == 0.25
+    rewrite(root, meta | {"depth_unit_scale_factor": 0.002})
+    assert capture.read(root).depth_unit == 0.002
     rewrite(root, meta | {"enable_depth_loading": False})
     assert capture.read(root).depth_unit is None
 
