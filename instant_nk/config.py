@@ -160,6 +160,9 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: the GPU when there is one")
     backend: Literal["auto", "reference", "triton", "tcnn"] = key("auto", "which kernels to use")
     threads: int | None = key(None, "CPU threads of one job; null: what Snakemake gives it")
+    mixed_precision: Literal["auto", "on", "off"] = key(
+        "auto", "on: colour and residual networks train in bfloat16 on a GPU, the signed distance never; auto: as is faster (off until measured)"
+    )
     seed: int = key(0, "seed of every random choice")
     results: str = key("results", "where results are written")
     log_level: Literal["DEBUG", "INFO", "WARNING"] = key("INFO", "how much the logs say")

@@ -94,10 +94,10 @@ class Renderer:
         middle = (start + end) * 0.5
         points = origins[ray] + directions[ray] * middle[:, None]
         sdf, vertex = field.quick_sdf(space, points, frames[ray])
-        keep = visible_samples(sdf, ray, rays, field.inv_std, 1e-3)
+        keep = visible_samples(sdf, ray, rays, field.inv_std, 1e-3).nonzero()[:, 0]
         ray, middle, lengths, points, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], vertex[keep]
         live = field.at(space, points, frames[ray], vertex, directions[ray], *self.motion)
-        alpha = neus_alpha(live.sdf, (directions[ray] * live.gradient).sum(-1), lengths, torch.tensor(field.inv_std, device=self.device))
+        alpha = neus_alpha(live.sdf, (directions[ray] * live.gradient).sum(-1), lengths, field.inv_std)
         alpha = torch.where(live.converged, alpha, 0)
         along = middle * (directions[ray] @ axis)  # distance along the ray -> depth along the optical axis
         return composite(alpha, live.rgb, torch.nn.functional.normalize(live.gradient, dim=-1), along, ray, rays)

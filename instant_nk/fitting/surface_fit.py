@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from instant_nk.errors import NumericalError
-from instant_nk.fitting import losses, schedules, training_state
+from instant_nk.fitting import losses, schedules
 from instant_nk.fitting.rays import PixelSource
+from instant_nk.fitting.trainer import Interruptible, Trainer
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.kernels.ray_sampling import march
-from instant_nk.log import Progress
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.occupancy import dilate, near_surface
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
 from instant_nk.models.sdf_field import SdfField, Sharpness
-
-logger = logging.getLogger(__name__)
 
 STEP_CELLS = 0.4  # sample spacing in occupancy cells
 GRID_EVERY = 40  # steps between updates of the occupancy grid
@@ -37,15 +31,6 @@ class GivenSurface:
 
     points: Tensor
     normals: Tensor
-
-
-@dataclass(frozen=True)
-class Interruptible:
-    """Where a fit keeps its state, every how many steps, and the header that says whose it is."""
-
-    path: Path
-    every: int
-    header: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,40 +59,45 @@ class Surface:
     history: dict[str, list[float]] = field(default_factory=dict)
 
 
-class SurfaceFit:
-    """Training state of one surface; `step` advances it.
+class SurfaceFit(Trainer):
+    """Training state of one surface; `step` advances it, `run` trains to the end.
 
     Args:
         source: pixels of the frame.
         hull: its visual hull, bool [R, R, R] over [-1, 1]^3.
         given: a surface that is known already; then only colour and the SDF around it are learned.
+        mixed: see `Trainer`.
     """
 
-    def __init__(self, config: SurfaceFitConfig, source: PixelSource, hull: np.ndarray, device: str, seed: int, title: str, given: GivenSurface | None = None):
+    NOTED = ("eikonal", "inv_std")
+    ADVICE = "Lower the learning rate or check the images."
+
+    def __init__(
+        self,
+        config: SurfaceFitConfig,
+        source: PixelSource,
+        hull: np.ndarray,
+        device: str,
+        seed: int,
+        title: str,
+        given: GivenSurface | None = None,
+        mixed: bool = False,
+    ):
         torch.manual_seed(seed)
-        self.given = given
-        self.config, self.source, self.device, self.title = config, source, device, title
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.config, self.source, self.device, self.given = config, source, device, given
         self.sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
         self.sdf.set_hull(hull)
         self.colour = ColourField(config.spec.width, config.hidden).to(device)
         self.sharpness = Sharpness(config.initial_inv_std).to(device)
         self.candidates = _resample(torch.from_numpy(hull).to(device), config.occupancy_resolution)
         self.candidates = dilate(self.candidates, 1)
-        networks = [*self.sdf.mlp.parameters(), *self.colour.parameters()]
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": [self.sdf.encoding.table], "lr": config.learning_rate, "eps": 1e-15},
-                {"params": networks, "lr": config.learning_rate * 0.2},
-                {"params": self.sharpness.parameters(), "lr": 1e-3},
-            ],
-            betas=(0.9, 0.99),
-            fused=True,
-        )
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.rays = max(64, config.samples_per_step // 16)
-        self.done = 0
-        self.history: dict[str, list[float]] = {"step": [], "loss": [], "psnr_db": [], "eikonal": [], "inv_std": []}
+        groups = [
+            {"params": [self.sdf.encoding.table], "lr": config.learning_rate, "eps": 1e-15},
+            {"params": [*self.sdf.mlp.parameters(), *self.colour.parameters()], "lr": config.learning_rate * 0.2},
+            {"params": self.sharpness.parameters(), "lr": 1e-3},
+        ]
+        modules = nn.ModuleDict({"sdf": self.sdf, "colour": self.colour, "sharpness": self.sharpness})
+        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), mixed)
         self.update_grid()
 
     @torch.no_grad()
@@ -119,9 +109,7 @@ class SurfaceFit:
         """One optimiser step; returns the scalars it saw, still on the device."""
         config, step = self.config, self.done
         self.sdf.encoding.open_levels = schedules.open_levels(step, config.steps, config.spec.levels)
-        factor = schedules.learning_rate(step, config.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates):
-            group["lr"] = rate * factor
+        self.set_rates()
         if step and step % GRID_EVERY == 0:
             self.update_grid()
 
@@ -132,7 +120,7 @@ class SurfaceFit:
         middle = (start + end) * 0.5
         with torch.no_grad():
             points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
-            keep = visible_samples(self.sdf(points), ray, self.rays, float(self.sharpness()), KEEP_WEIGHT)
+            keep = visible_samples(self.sdf(points), ray, self.rays, self.sharpness(), KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
         marched = len(ray)
         ray, middle, lengths, points = ray[keep], middle[keep], (end - start)[keep], points[keep]
 
@@ -148,11 +136,7 @@ class SurfaceFit:
         mask_loss = losses.mask(seen.opacity, batch.alpha)
         eikonal = losses.eikonal(gradient) if len(ray) else colour_loss * 0
         loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal + self._given_loss()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.done += 1
-        self.rays = int(min(self.rays * 1.3, max(self.rays * 0.7, self.rays * config.samples_per_step / max(marched, 1))))
+        self.descend(loss, marched)
         error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
         return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach()}
 
@@ -164,49 +148,15 @@ class SurfaceFit:
         sdf, gradient, _ = self.sdf.with_gradient(self.given.points[rows])
         return 50 * sdf.abs().mean() + 0.1 * (gradient - self.given.normals[rows]).abs().mean()
 
-    @property
-    def _modules(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"sdf": self.sdf, "colour": self.colour, "sharpness": self.sharpness})
+    def extra(self) -> dict[str, Tensor]:
+        return {"occupied": self.occupied}
 
-    def _resume(self, state: Interruptible) -> None:
-        found = training_state.restore(state.path, self._modules, self.optimizer, self.generator, state.header)
-        if found:
-            counters, extra = found
-            self.done, self.rays, self.history, self.occupied = counters["step"], counters["rays"], counters["history"], extra["occupied"]
-
-    def _keep(self, state: Interruptible) -> None:
-        counters = {"step": self.done, "rays": self.rays, "history": self.history}
-        training_state.save(state.path, self._modules, self.optimizer, self.generator, counters, state.header, {"occupied": self.occupied})
+    def resumed(self, extra: dict[str, Tensor]) -> None:
+        self.occupied = extra["occupied"]
 
     def run(self, state: Interruptible | None = None) -> Surface:
-        """Train to the end; with `state`, from where an interrupted run stopped.
-
-        Raises:
-            NumericalError: the loss is not finite.
-        """
-        if state:
-            self._resume(state)
-        progress = Progress(self.title, self.config.steps, logger)
-        while self.done < self.config.steps:
-            seen = self.step()
-            if self.done % 20 == 0 or self.done == self.config.steps:
-                values = {k: float(v) for k, v in seen.items()}
-                if not np.isfinite(values["loss"]):
-                    raise NumericalError(
-                        f"{self.title}: the loss is not finite at step {self.done} of {self.config.steps}. Lower the learning rate or check the images."
-                    )
-                psnr = -10 * float(np.log10(max(values["mse"], 1e-10)))
-                for name, value in (
-                    ("step", self.done),
-                    ("loss", values["loss"]),
-                    ("psnr_db", psnr),
-                    ("eikonal", values["eikonal"]),
-                    ("inv_std", values["inv_std"]),
-                ):
-                    self.history[name].append(float(value))
-                progress.update(self.done, loss=values["loss"], psnr_db=psnr, eikonal=values["eikonal"], inv_std=values["inv_std"], rays=self.rays)
-            if state and self.done % state.every == 0 and self.done < self.config.steps:
-                self._keep(state)
+        """Train to the end (see `Trainer.train`) and return the surface, all levels open."""
+        self.train(state)
         self.sdf.encoding.open_levels = self.config.spec.levels
         self.update_grid()
         return Surface(self.sdf, self.colour, self.sharpness, self.occupied, self.history)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from instant_nk.config import FieldConfig
-from instant_nk.errors import NumericalError
-from instant_nk.fitting import losses, schedules, training_state
+from instant_nk.fitting import losses
 from instant_nk.fitting.rays import PixelSource
+from instant_nk.fitting.trainer import Interruptible, Trainer
 from instant_nk.kernels.ray_sampling import march
-from instant_nk.log import Progress
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
 from instant_nk.models.warp import LiveSpace
 from instant_nk.models.window_field import LiveSamples, WindowField
-
-logger = logging.getLogger(__name__)
 
 STEP_CELLS = 0.4  # sample spacing in cells of the live grid
 KEEP_WEIGHT = 5e-4
@@ -28,18 +23,23 @@ MOTION_RATE = 0.2  # step size of node motion relative to the residual's; both i
 FOLLOW_EVERY = 100  # steps after which the live grid is laid anew around the refined motion
 
 
-class WindowFit:
+class WindowFit(Trainer):
     """Training state of one window; `step` advances it, `run` trains to the end and resumes what was interrupted.
 
     Args:
         field: the window's field, fresh.
         source: pixels of the window's frames.
         grid_resolution: cells per axis of the live grid.
+        mixed: see `Trainer`.
     """
 
-    def __init__(self, config: FieldConfig, field: WindowField, source: PixelSource, grid_resolution: int, device: str, seed: int, title: str):
-        self.config, self.field, self.source, self.device, self.title = config, field, source, device, title
-        self.generator = torch.Generator(device).manual_seed(seed)
+    NOTED = ("rigidity", "residual")
+    ADVICE = "Lower field.learning_rate or check registration in the report."
+
+    def __init__(
+        self, config: FieldConfig, field: WindowField, source: PixelSource, grid_resolution: int, device: str, seed: int, title: str, mixed: bool = False
+    ):
+        self.config, self.field, self.source, self.device = config, field, source, device
         self.grid_resolution = grid_resolution
         rate = config.learning_rate
         groups = [
@@ -48,13 +48,9 @@ class WindowFit:
         ]
         if config.refine_motion:
             groups.append({"params": [field.motion.turn, field.motion.shift], "lr": rate * MOTION_RATE})
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.modules = nn.ModuleDict({"residual": field.residual, "colour": field.colour, "motion": field.motion})
-        self.rays = max(64, config.samples_per_step // 16)
-        self.done = 0
+        modules = nn.ModuleDict({"residual": field.residual, "colour": field.colour, "motion": field.motion})
+        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), mixed)
         self.unconverged = torch.zeros((), device=device)
-        self.history: dict[str, list[float]] = {"step": [], "loss": [], "psnr_db": [], "rigidity": [], "residual": []}
         self.follow()
 
     @torch.no_grad()
@@ -66,9 +62,7 @@ class WindowFit:
     def step(self) -> dict[str, Tensor]:
         """One optimiser step; returns the scalars it saw, still on the device."""
         config, field = self.config, self.field
-        factor = schedules.learning_rate(self.done, config.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates):
-            group["lr"] = rate * factor
+        self.set_rates()
         if config.refine_motion and self.done % FOLLOW_EVERY == 0 and self.followed != self.done:
             self.follow()
         batch = self.source.sample(self.rays, self.generator)
@@ -78,13 +72,13 @@ class WindowFit:
         points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
         frame = batch.frame[ray]
         sdf, vertex = field.quick_sdf(self.space, points, frame)
-        keep = visible_samples(sdf, ray, self.rays, field.inv_std, KEEP_WEIGHT)
+        keep = visible_samples(sdf, ray, self.rays, field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
         ray, middle, lengths, points, frame, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], frame[keep], vertex[keep]
 
         rotations, translations = field.motion()
         directions = batch.directions[ray]
         live = field.at(self.space, points, frame, vertex, directions, rotations, translations)
-        alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), lengths, torch.tensor(field.inv_std, device=self.device))
+        alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), lengths, field.inv_std)
         alpha = torch.where(live.converged, alpha, 0)
         seen = composite(alpha, live.rgb, torch.zeros_like(points), middle, ray, self.rays)
         background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
@@ -96,11 +90,7 @@ class WindowFit:
             + config.rigidity_weight * rigidity
             + self._regularity(live, frame)
         )  # fmt: skip
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.done += 1
-        self.rays = int(min(self.rays * 1.3, max(self.rays * 0.7, self.rays * config.samples_per_step / max(marched, 1))))
+        self.descend(loss, marched)
         self.unconverged = 0.95 * self.unconverged + 0.05 * (~live.converged).float().mean()
         error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
         return {"loss": loss.detach(), "mse": error, "rigidity": rigidity.detach(), "residual": live.residual.detach().abs().mean() / field.residual.bound}
@@ -121,42 +111,17 @@ class WindowFit:
             loss = loss + config.temporal_weight * (jolt**2).sum(-1).mean() / bound**2
         return loss
 
+    def extra(self) -> dict[str, Tensor]:
+        return {"unconverged": self.unconverged}
+
+    def resumed(self, extra: dict[str, Tensor]) -> None:
+        self.unconverged = extra["unconverged"]
+        self.follow()
+
+    def kept(self) -> None:
+        if self.config.refine_motion:
+            self.follow()  # so that a resumed run marches through the same grid
+
     def run(self, partial: Path, header: dict[str, Any]) -> None:
-        """Train to the end, checkpointing to `partial` every `checkpoint_every` steps.
-
-        Raises:
-            NumericalError: the loss is not finite.
-        """
-        found = training_state.restore(partial, self.modules, self.optimizer, self.generator, header)
-        if found:
-            counters, extra = found
-            self.done, self.rays, self.history = counters["step"], counters["rays"], counters["history"]
-            self.unconverged = extra["unconverged"]
-            self.follow()
-        progress = Progress(self.title, self.config.steps, logger)
-        while self.done < self.config.steps:
-            seen = self.step()
-            if self.done % 20 == 0 or self.done == self.config.steps:
-                self._note(seen, progress)
-            if self.done % self.config.checkpoint_every == 0 and self.done < self.config.steps:
-                counters = {"step": self.done, "rays": self.rays, "history": self.history}
-                training_state.save(partial, self.modules, self.optimizer, self.generator, counters, header, {"unconverged": self.unconverged})
-                if self.config.refine_motion:
-                    self.follow()  # so that a resumed run marches through the same grid
-
-    def _note(self, seen: dict[str, Tensor], progress: Progress) -> None:
-        values = {k: float(v) for k, v in seen.items()}
-        if not np.isfinite(values["loss"]):
-            raise NumericalError(
-                f"{self.title}: the loss is not finite at step {self.done} of {self.config.steps}. Lower field.learning_rate or check registration in the report."
-            )
-        psnr = -10 * float(np.log10(max(values["mse"], 1e-10)))
-        for name, value in (
-            ("step", self.done),
-            ("loss", values["loss"]),
-            ("psnr_db", psnr),
-            ("rigidity", values["rigidity"]),
-            ("residual", values["residual"]),
-        ):
-            self.history[name].append(float(value))
-        progress.update(self.done, loss=values["loss"], psnr_db=psnr, rigidity=values["rigidity"], residual=values["residual"], rays=self.rays)
+        """Train to the end (see `Trainer.train`), checkpointing to `partial` every `checkpoint_every` steps."""
+        self.train(Interruptible(partial, self.config.checkpoint_every, header))

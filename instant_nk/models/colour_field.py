@@ -21,7 +21,7 @@ class ColourField(nn.Module):
     def __init__(self, features: int, hidden: int):
         super().__init__()
         self.features, self.hidden = features, hidden
-        self.mlp = DeepMlp(9 + features, hidden, 3)
+        self.mlp = DeepMlp(9 + features, hidden, 3, may_mix=True)
 
     def forward(self, x: Tensor, normals: Tensor, directions: Tensor, features: Tensor) -> Tensor:
         """Colour [N, 3].

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 
@@ -14,15 +16,40 @@ def activation(a: Tensor) -> tuple[Tensor, Tensor]:
     return 0.5 * (a + root), 0.5 * (1 + a / root)
 
 
-class Mlp(nn.Module):
+class Network(nn.Module):
+    """What networks share: their matrix products may be computed in bfloat16, where the result need not be finer.
+
+    Attributes:
+        may_mix: whether bfloat16, 8 bits of mantissa, is fine enough for what this network says.
+        mixed: whether it is used now; inputs and outputs are float32 either way.
+    """
+
+    def __init__(self, may_mix: bool):
+        super().__init__()
+        self.may_mix, self.mixed = may_mix, False
+
+    def precision(self, x: Tensor) -> AbstractContextManager:
+        """Within, matrix products run as `mixed` says."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed)
+
+
+def set_mixed(modules: nn.Module, on: bool) -> None:
+    """Let all networks among the modules that allow it compute in bfloat16, or none."""
+    for module in modules.modules():
+        if isinstance(module, Network):
+            module.mixed = on and module.may_mix
+
+
+class Mlp(Network):
     """inputs -> hidden (squareplus) -> outputs.
 
     Args:
         scale: factor on the initial output weights; small values start the network near zero.
+        may_mix: see `Network`. A signed distance must not: 8 bits of it are a visible step of the surface.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, scale: float = 1.0):
-        super().__init__()
+    def __init__(self, inputs: int, hidden: int, outputs: int, scale: float = 1.0, may_mix: bool = False):
+        super().__init__(may_mix)
         self.first = nn.Linear(inputs, hidden)
         self.last = nn.Linear(hidden, outputs)
         with torch.no_grad():
@@ -30,23 +57,25 @@ class Mlp(nn.Module):
             self.last.bias.mul_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(activation(self.first(x))[0])
+        with self.precision(x):
+            return self.last(activation(self.first(x))[0]).to(x.dtype)
 
     def with_gradient(self, x: Tensor, outputs: int = 1) -> tuple[Tensor, Tensor]:
         """All outputs [N, O] and the gradient [N, outputs, inputs] of the first `outputs` of them with respect to x."""
-        hidden, slope = activation(self.first(x))
-        weight = self.last.weight[:outputs]
-        if outputs == 1:
-            return self.last(hidden), ((slope * weight) @ self.first.weight)[:, None]
-        return self.last(hidden), (slope[:, None] * weight) @ self.first.weight
+        with self.precision(x):
+            hidden, slope = activation(self.first(x))
+            weight = self.last.weight[:outputs]
+            gradient = ((slope * weight) @ self.first.weight)[:, None] if outputs == 1 else (slope[:, None] * weight) @ self.first.weight
+            return self.last(hidden).to(x.dtype), gradient.to(x.dtype)
 
 
-class DeepMlp(nn.Module):
+class DeepMlp(Network):
     """inputs -> hidden -> hidden -> outputs with ReLU."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int):
-        super().__init__()
+    def __init__(self, inputs: int, hidden: int, outputs: int, may_mix: bool = False):
+        super().__init__(may_mix)
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        with self.precision(x):
+            return self.layers(x).to(x.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from instant_nk.kernels.volume_rendering import accumulate, render_weights
 
 
-def neus_alpha(sdf: Tensor, cos: Tensor, lengths: Tensor, inv_std: Tensor, anneal: float = 1.0) -> Tensor:
+def neus_alpha(sdf: Tensor, cos: Tensor, lengths: Tensor, inv_std: float | Tensor, anneal: float = 1.0) -> Tensor:
     """Opacity [N] of samples from SDF at their midpoints (Wang et al. 2021, equation 13, with the annealed cosine).
 
     Args:
@@ -28,7 +28,7 @@ def neus_alpha(sdf: Tensor, cos: Tensor, lengths: Tensor, inv_std: Tensor, annea
     return ((before - after + 1e-5) / (before + 1e-5)).clamp(0, 1)
 
 
-def visible_samples(sdf: Tensor, ray_indices: Tensor, n_rays: int, inv_std: float, threshold: float) -> Tensor:
+def visible_samples(sdf: Tensor, ray_indices: Tensor, n_rays: int, inv_std: float | Tensor, threshold: float) -> Tensor:
     """Mask [N] of samples whose weight can exceed `threshold`, from distances alone: neighbours along the ray give the slope."""
     same = ray_indices[1:] == ray_indices[:-1]
     forward = torch.where(same, sdf[1:], sdf[:-1])

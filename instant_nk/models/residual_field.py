@@ -25,7 +25,7 @@ class ResidualField(nn.Module):
         super().__init__()
         self.bound = bound
         self.encoding = HashEncoding(spec)
-        self.mlp = Mlp(4 + spec.width, hidden, 3, scale=0.0)
+        self.mlp = Mlp(4 + spec.width, hidden, 3, scale=0.0, may_mix=True)
 
     def forward(self, x: Tensor, tau: Tensor) -> Tensor:
         """Displacement [N, 3] at canonical points [N, 3] and window times [N]."""

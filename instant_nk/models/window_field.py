@@ -16,6 +16,8 @@ from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.sdf_field import SdfField
 from instant_nk.models.warp import LiveSpace, NodeMotion, Skeleton, to_canonical
 
+LEAST_DETERMINANT = 0.05  # of the warp's Jacobian: where it squeezes space to less, its inverse says nothing
+
 
 @dataclass
 class LiveSamples:
@@ -83,17 +85,16 @@ class WindowField(nn.Module):
     def quick_sdf(self, space: LiveSpace, x: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [N] by the first-order inverse, and the seed vertex [N] it came from (the nearer patch of two)."""
         vertex = space.seed(x, frame, 0)
-        valid = vertex >= 0
-        vertex = vertex.clamp_min(0)
-        distance = torch.where(valid, self._quick(space, x, frame, vertex), torch.ones_like(x[:, 0]))
         second = space.seed(x, frame, 1)
         rows = (second >= 0).nonzero()[:, 0]
-        if len(rows):
-            other = self._quick(space, x[rows], frame[rows], second[rows])
-            nearer = other < distance[rows]  # the union of both patches is where the smaller distance is
-            distance[rows] = torch.minimum(other, distance[rows])
-            vertex[rows] = torch.where(nearer, second[rows], vertex[rows])
-        return distance, vertex
+        seeds = torch.cat([vertex.clamp_min(0), second[rows]])
+        distances = self._quick(space, torch.cat([x, x[rows]]), torch.cat([frame, frame[rows]]), seeds)
+        first, other = distances[: len(x)], distances[len(x) :]
+        first = torch.where(vertex >= 0, first, torch.ones_like(first))
+        distance, nearest = first.clone(), seeds[: len(x)].clone()
+        distance[rows] = torch.minimum(other, first[rows])  # the union of both patches is where the smaller distance is
+        nearest[rows] = torch.where(other < first[rows], second[rows], nearest[rows])
+        return distance, nearest
 
     def _quick(self, space: LiveSpace, x: Tensor, frame: Tensor, vertex: Tensor) -> Tensor:
         canonical = space.guess(x, frame, vertex)
@@ -120,10 +121,20 @@ class WindowField(nn.Module):
         residual, stretch = residual * ramp[:, None], stretch * ramp[:, None, None]
         sdf, gradient, features = self.sdf.with_gradient(canonical + residual)
         gradient = gradient + (stretch.transpose(-1, -2) @ gradient[..., None])[..., 0]
-        eye = torch.eye(3, device=x.device)
-        usable = torch.linalg.det(jacobian).abs() > 0.05
-        jacobian = torch.where(usable[:, None, None], jacobian, eye)
-        gradient = torch.linalg.solve(jacobian.transpose(-1, -2), gradient)
+        gradient, usable = _push_gradient(gradient, jacobian)
         normals = F.normalize(gradient, dim=-1)
         rgb = self.colour(canonical + residual, normals, directions, features)
         return LiveSamples(sdf, gradient, rgb, residual, stretch, canonical, converged & usable)
+
+
+def _push_gradient(gradient: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+    """J^-T g [N, 3] by cross products (a library's solve makes the host wait for its error code), and where J is far from singular, bool [N].
+
+    Elsewhere the gradient is left as it is.
+    """
+    a, b, c = jacobian.unbind(-1)
+    bc, ca, ab = torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)
+    determinant = (a * bc).sum(-1)
+    usable = determinant.abs() > LEAST_DETERMINANT
+    pushed = (torch.stack([bc, ca, ab], -1) @ gradient[..., None])[..., 0] / torch.where(usable, determinant, 1)[:, None]
+    return torch.where(usable[:, None], pushed, gradient), usable

@@ -12,7 +12,8 @@ from instant_nk import layout, log
 from instant_nk.errors import NumericalError
 from instant_nk.fitting import meshing
 from instant_nk.fitting.rays import PixelSource
-from instant_nk.fitting.surface_fit import GivenSurface, Interruptible, Surface, SurfaceFit, SurfaceFitConfig
+from instant_nk.fitting.surface_fit import GivenSurface, Surface, SurfaceFit, SurfaceFitConfig
+from instant_nk.fitting.trainer import Interruptible, wants_mixed
 from instant_nk.geometry import surface as surfaces
 from instant_nk.io import artifact, checkpoint, given_mesh
 from instant_nk.io import dataset as dataset_io
@@ -40,7 +41,9 @@ def run(job: Job) -> None:
     header = artifact.make_header("mesh", mesh_io.MESH_FORMAT, "canonical", layout.stage_config(job.config, "canonical"), inputs)
     partial = job.paths.canonical_field.with_suffix(".partial.npz")
     hull = solid(given, dataset.hull(frame).shape[0]) if given else dataset.hull(frame)
-    fit = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical", oriented_points(given, job.device) if given else None)
+    mixed = wants_mixed(job.config.runtime.mixed_precision, job.device)
+    points = oriented_points(given, job.device) if given else None
+    fit = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical", points, mixed)
     surface = fit.run(Interruptible(partial, CHECKPOINT_EVERY, header))
     mesh = coloured(given, surface) if given else extract(surface, config.isosurface_resolution, config.keep_components, config.target_faces)
     save_field(job.paths.canonical_field, surface, header)
@@ -55,6 +58,7 @@ def run(job: Job) -> None:
             "faces": len(mesh.faces),
             "psnr_db": surface.history["psnr_db"][-1],
             "inv_std": surface.history["inv_std"][-1],
+            "samples_per_step": fit.samples,
             "history": surface.history,
         },
     )

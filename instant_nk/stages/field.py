@@ -9,6 +9,7 @@ import torch
 from instant_nk import layout, log
 from instant_nk.fitting import window_files
 from instant_nk.fitting.rays import PixelSource
+from instant_nk.fitting.trainer import wants_mixed
 from instant_nk.fitting.window_fit import WindowFit
 from instant_nk.io import artifact, checkpoint
 from instant_nk.io import dataset as dataset_io
@@ -31,11 +32,19 @@ def run(job: Job) -> None:
     logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), nodes=len(field.skeleton.nodes), inv_std=canonical.inv_std))
     header = artifact.make_header("checkpoint", checkpoint.FORMAT, "field", layout.stage_config(job.config, "field"), window_files.inputs_of(job.paths))
     partial = job.paths.field(job.part).with_suffix(".partial.npz")
-    fit = WindowFit(config, field, source, canonical.occupancy_resolution, job.device, job.config.runtime.seed, f"field {job.part}")
+    mixed = wants_mixed(job.config.runtime.mixed_precision, job.device)
+    fit = WindowFit(config, field, source, canonical.occupancy_resolution, job.device, job.config.runtime.seed, f"field {job.part}", mixed)
     fit.run(partial, header)
     window_files.save(job.paths.field(job.part), field, header)
     partial.unlink(missing_ok=True)
     artifact.save_json(
         job.paths.field(job.part).with_suffix(".json"),
-        {**measure.numbers(), "frames": frames, "psnr_db": fit.history["psnr_db"][-1], "unconverged_share": float(fit.unconverged), "history": fit.history},
+        {
+            **measure.numbers(),
+            "frames": frames,
+            "psnr_db": fit.history["psnr_db"][-1],
+            "unconverged_share": float(fit.unconverged),
+            "samples_per_step": fit.samples,
+            "history": fit.history,
+        },
     )

@@ -77,10 +77,10 @@ def test_a_surface_fit_killed_half_way_ends_in_the_same_bits(made, tmp_path, mon
     with pytest.raises(Killed):
         killed.run(state)
     again = surface(made)
-    stir(again._modules, 0.1)  # whatever it starts with is replaced
+    stir(again.modules, 0.1)  # whatever it starts with is replaced
     resumed = again.run(state)
     assert again.done == 10
-    assert same(state_of(whole._modules), state_of(again._modules))
+    assert same(state_of(whole.modules), state_of(again.modules))
     assert torch.equal(undisturbed.occupied, resumed.occupied) and undisturbed.history == resumed.history
 
 
@@ -107,8 +107,8 @@ def test_the_same_seed_trains_to_the_same_bits_and_another_does_not(made):
     for fit in (first, second, other):
         for _ in range(3):
             fit.step()
-    assert same(state_of(first._modules), state_of(second._modules))
-    assert not same(state_of(first._modules), state_of(other._modules))
+    assert same(state_of(first.modules), state_of(second.modules))
+    assert not same(state_of(first.modules), state_of(other.modules))
 
 
 def test_training_lowers_the_loss(made, tmp_path):
@@ -136,11 +136,11 @@ def saved(fit, path, header=HEADER):
     for _ in range(2):
         fit.step()
     fit._keep(Interruptible(path, 5, header))
-    return state_of(fit._modules)
+    return state_of(fit.modules)
 
 
 def restore(fit, path, header=HEADER):
-    return training_state.restore(path, fit._modules, fit.optimizer, fit.generator, header)
+    return training_state.restore(path, fit.modules, fit.optimizer, fit.generator, header)
 
 
 def test_without_a_checkpoint_training_starts_at_zero(made, tmp_path):
@@ -151,11 +151,11 @@ def test_without_a_checkpoint_training_starts_at_zero(made, tmp_path):
 def test_a_checkpoint_of_another_configuration_or_input_is_not_continued(made, tmp_path, caplog, other):
     saved(surface(made), tmp_path / "a.npz", HEADER | other)
     fresh = surface(made)
-    before = state_of(fresh._modules)
+    before = state_of(fresh.modules)
     with caplog.at_level(logging.WARNING):
         assert restore(fresh, tmp_path / "a.npz") is None
     assert "another configuration or other inputs" in caplog.text
-    assert same(before, state_of(fresh._modules)) and not fresh.optimizer.state
+    assert same(before, state_of(fresh.modules)) and not fresh.optimizer.state
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
@@ -197,7 +197,7 @@ def test_moments_counters_and_extra_tensors_come_back(made, tmp_path):
     counters, extra = restore(fresh, tmp_path / "a.npz")
     assert counters == {"step": 2, "rays": fit.rays, "history": fit.history}
     assert torch.equal(extra["occupied"], fit.occupied) and extra["occupied"].dtype == torch.bool
-    assert same(state, state_of(fresh._modules))
+    assert same(state, state_of(fresh.modules))
     assert torch.equal(fresh.generator.get_state(), fit.generator.get_state())
     mine, theirs = fit.optimizer.state_dict()["state"], fresh.optimizer.state_dict()["state"]
     assert mine.keys() == theirs.keys() and all(same(mine[i], theirs[i]) for i in mine)

@@ -1,0 +1,184 @@
+"""What every training loop does around its step: step sizes, memory, progress, history and checkpoints."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from instant_nk.errors import NumericalError
+from instant_nk.fitting import schedules, training_state
+from instant_nk.log import Progress
+from instant_nk.models.mlp import set_mixed
+
+logger = logging.getLogger(__name__)
+
+NOTE_EVERY = 20  # steps between looks at the numbers: each look makes the host wait for the GPU
+LEAST_SAMPLES = 1024  # per step; a device without room for so few has no room for the networks either
+LEAST_RAYS = 64
+
+
+@dataclass(frozen=True)
+class Interruptible:
+    """Where a fit keeps its state, every how many steps, and the header that says whose it is."""
+
+    path: Path
+    every: int
+    header: dict[str, Any]
+
+
+class Trainer:
+    """A loop around `step`. Subclasses say what is trained and what a step does.
+
+    Args:
+        title: of log lines and messages.
+        steps: to train for.
+        samples: target number of samples along rays per step; halved for good when the device runs out of memory.
+        modules: what is trained, by name.
+        groups: the optimiser's parameter groups with their step sizes.
+        generator: of every random choice of the training.
+        mixed: whether the networks that allow it compute their matrix products in bfloat16.
+
+    Attributes:
+        done: steps taken; rays: of the next step; history: what was noted, by name.
+    """
+
+    NOTED: tuple[str, ...] = ()  # scalars of a step that are kept and shown, besides loss and PSNR
+    ADVICE = ""  # what to do when the loss is not finite
+
+    def __init__(self, title: str, steps: int, samples: int, modules: nn.ModuleDict, groups: list[dict], generator: torch.Generator, mixed: bool = False):
+        self.title, self.steps, self.samples, self.modules, self.generator, self.mixed = title, steps, samples, modules, generator, mixed
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.rays = max(LEAST_RAYS, samples // 16)
+        self.done = 0
+        self.reduced = False
+        self.history: dict[str, list[float]] = {name: [] for name in ("step", "loss", "psnr_db", *self.NOTED)}
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns the scalars it saw (`loss`, `mse` and NOTED), still on the device."""
+        raise NotImplementedError
+
+    def extra(self) -> dict[str, Tensor]:
+        """Tensors besides modules and moments that a resumed run needs."""
+        return {}
+
+    def resumed(self, extra: dict[str, Tensor]) -> None:
+        """Take over what `extra` had saved."""
+
+    def kept(self) -> None:
+        """Called after a checkpoint, so that an undisturbed run goes on as a resumed one does."""
+
+    def set_rates(self) -> None:
+        """Step sizes of this step, by the schedule."""
+        factor = schedules.learning_rate(self.done, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * factor
+
+    def descend(self, loss: Tensor, marched: int) -> None:
+        """Optimiser step on a loss, then the ray count that will march the wanted number of samples.
+
+        Args:
+            marched: samples that this step's rays had.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.done += 1
+        self.rays = int(min(self.rays * 1.3, max(self.rays * 0.7, self.rays * self.samples / max(marched, 1))))
+
+    def advance(self) -> dict[str, Tensor]:
+        """`step`, with fewer samples where the device has no memory for all; that is said once.
+
+        Raises:
+            torch.OutOfMemoryError: even a few samples are too many.
+        """
+        wanted = self.samples
+        while (seen := self._attempt()) is None:
+            pass
+        if self.samples < wanted and not self.reduced:
+            self.reduced = True
+            logger.warning(
+                "%s: out of GPU memory at step %d with %d samples a step; going on with %d, and with fewer where that is too much",
+                self.title, self.done, wanted, self.samples,
+            )  # fmt: skip
+        return seen
+
+    def _attempt(self) -> dict[str, Tensor] | None:
+        """`step`, or None and half the samples when memory ran out."""
+        try:
+            return self.step()
+        except torch.OutOfMemoryError:
+            if self.samples // 2 < LEAST_SAMPLES:
+                raise
+        # outside the handler: until it is left, the exception holds the tensors of the failed step
+        self.samples //= 2
+        self.rays = max(LEAST_RAYS, self.rays // 2)
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return None
+
+    def train(self, state: Interruptible | None) -> None:
+        """Train to the end; with `state`, from where an interrupted run stopped, and keeping checkpoints.
+
+        Raises:
+            NumericalError: the loss is not finite.
+        """
+        if state:
+            self._resume(state)
+        progress = Progress(self.title, self.steps, logger)
+        with mixed_precision(self.modules, self.mixed):
+            while self.done < self.steps:
+                seen = self.advance()
+                if self.done % NOTE_EVERY == 0 or self.done == self.steps:
+                    self._note(seen, progress)
+                if state and self.done % state.every == 0 and self.done < self.steps:
+                    self._keep(state)
+
+    def _resume(self, state: Interruptible) -> None:
+        found = training_state.restore(state.path, self.modules, self.optimizer, self.generator, state.header)
+        if found:
+            counters, extra = found
+            self.done, self.rays, self.history = counters["step"], counters["rays"], counters["history"]
+            self.resumed(extra)
+
+    def _keep(self, state: Interruptible) -> None:
+        counters = {"step": self.done, "rays": self.rays, "history": self.history}
+        training_state.save(state.path, self.modules, self.optimizer, self.generator, counters, state.header, self.extra())
+        self.kept()
+
+    def _note(self, seen: dict[str, Tensor], progress: Progress) -> None:
+        names = ("loss", "mse", *self.NOTED)
+        values = dict(zip(names, torch.stack([seen[name].float() for name in names]).tolist()))  # one wait for all
+        if not np.isfinite(values["loss"]):
+            raise NumericalError(f"{self.title}: the loss is not finite at step {self.done} of {self.steps}. {self.ADVICE}")
+        values = {"step": self.done, "loss": values["loss"], "psnr_db": -10 * float(np.log10(max(values.pop("mse"), 1e-10)))} | values
+        for name in self.history:
+            self.history[name].append(float(values[name]))
+        del values["step"]
+        progress.update(self.done, **values, rays=self.rays)
+
+
+@contextmanager
+def mixed_precision(modules: nn.Module, on: bool) -> Iterator[None]:
+    """Within: the networks that allow it compute their matrix products in bfloat16."""
+    set_mixed(modules, on)
+    try:
+        yield
+    finally:
+        set_mixed(modules, False)
+
+
+def wants_mixed(setting: str, device: str) -> bool:
+    """What `runtime.mixed_precision` means on a device: `auto` is off until it is measured to pay."""
+    return setting == "on" and torch.device(device).type == "cuda"
