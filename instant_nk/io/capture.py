@@ -177,6 +177,8 @@ def select_cameras(found: tuple[RawCamera, ...], wanted: str | int | list[str]) 
     N cameras are spread by taking, from the first on, each time the one farthest from those taken.
     """
     names = [c.name for c in found]
+    if isinstance(wanted, list):  # a video's camera may be called by the video's name
+        wanted = [str(PurePosixPath(w).with_suffix(".png")) if layouts.is_video(w) else w for w in wanted]
     if wanted == "all":
         return list(range(len(found)))
     if isinstance(wanted, int):

@@ -22,6 +22,7 @@ from instant_nk.errors import DataError
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 RIGID_TOLERANCE = 1e-3
 
@@ -141,7 +142,7 @@ def file_name(value: Any, where: str, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: '{key}' must be a file name, got {value!r}.")
     path = PurePosixPath(value.replace("\\", "/"))
-    return str(path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_name(path.name + ".png"))
+    return str(path if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES else path.with_name(path.name + ".png"))
 
 
 def matrix(value: Any, shape: tuple[int, int], where: str, key: str) -> np.ndarray:

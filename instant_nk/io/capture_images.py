@@ -17,9 +17,9 @@ from PIL import Image
 
 from instant_nk.config import DatasetConfig
 from instant_nk.errors import DataError
-from instant_nk.io import artifact, capture_lens
+from instant_nk.io import artifact, capture_lens, capture_video
 from instant_nk.io import capture_layout as layouts
-from instant_nk.io.capture_cameras import IMAGE_SUFFIXES, RawCamera
+from instant_nk.io.capture_cameras import IMAGE_SUFFIXES, VIDEO_SUFFIXES, RawCamera
 from instant_nk.io.capture_layout import View
 from instant_nk.io.capture_lens import Lens
 
@@ -118,6 +118,7 @@ class MaskRule:
         colour: kind colour: the backdrop, f32 [3] in 0..255.
         tolerance: colour distance above which a pixel is subject.
         plates: kind plates: the plate of each camera, by camera name.
+        frame_folders: kind files, of videos: name of the folder of each frame's masks below `folder`, where masks are images.
     """
 
     kind: Literal["alpha", "files", "colour", "plates"]
@@ -126,6 +127,7 @@ class MaskRule:
     colour: np.ndarray | None = None
     tolerance: float = 0.0
     plates: dict[str, Path] = field(default_factory=dict)
+    frame_folders: dict[int, str] = field(default_factory=dict)
 
     def file(self, view: View, camera: RawCamera, frame: int) -> Path | None:
         """The file that holds the mask (or clean plate) of an image; None when none is needed."""
@@ -137,7 +139,12 @@ class MaskRule:
             return view.file(camera, frame, "mask_path")
         image = view.file(camera, frame)
         wanted = self.folder / os.path.relpath(image, self.beside)
-        options = [wanted, *(wanted.with_suffix(s) for s in IMAGE_SUFFIXES)]
+        if view.video:  # a video of masks, or a folder of masks per frame
+            options = [wanted.with_suffix(s) for s in VIDEO_SUFFIXES]
+            of_frame = self.folder / self.frame_folders.get(frame, str(frame)) / os.path.relpath(image, self.beside)
+            options += [of_frame.with_suffix(s) for s in IMAGE_SUFFIXES]
+        else:
+            options = [wanted, *(wanted.with_suffix(s) for s in IMAGE_SUFFIXES)]
         return next((o for o in options if o.is_file()), wanted)
 
 
@@ -156,13 +163,19 @@ def find_masks(settings: DatasetConfig, root: Path, view: View, used: Sequence[R
     images = [p for c in used for p in [view.file(c, frames[0])] if p is not None and p.is_file()]
     beside, folder = _masks_folder(root, view, used)
     if folder.is_dir():
-        return MaskRule("files", folder=folder, beside=beside)
+        return MaskRule("files", folder=folder, beside=beside, frame_folders=layouts.digit_folders(folder, view.path) if view.video else {})
     for path in images:
-        image = open_image(path)
+        image = capture_video.first_picture(path) if view.video else open_image(path)
         if has_alpha(image) and to_rgba(image, path)[..., 3].min() < 255:
             return MaskRule("alpha")
     if not images:
         return MaskRule("alpha")
+    if view.video:
+        raise DataError(
+            f"{view.folder}: the videos have no masks: no alpha channel, or one that is opaque everywhere (looked at the first picture). Give one of: a folder {folder} with a mask video "
+            "per camera, named like it, or with mask images <frame>/<camera>.png; 'mask_path' in the json; dataset.background: [r, g, b] of a plain backdrop; "
+            "dataset.background: a folder of clean plates, one image per camera."
+        )
     raise DataError(
         f"{view.folder}: the images have no masks: no alpha channel, or one that is opaque everywhere (looked at frame {frames[0]}). Give one of: RGBA images whose alpha is the mask; "
         f"a folder {folder} with the images' relative names; dataset.background: [r, g, b] of a plain backdrop; dataset.background: a folder of clean plates, one image per camera."
@@ -270,8 +283,11 @@ class Images:
             path = next((p for t in self.frames for p in [self.source(camera, t)] if p is not None), None)
             if path is None:
                 raise DataError(f"{camera.where}: the image size is unknown: no image exists and the json gives no 'w' and 'h'. Add them.")
-            size = image_size(path)
+            size = self._raw_size(path)
         return capture_lens.make_lens(camera.K(size), camera.distortion, size, max_side, camera.where)
+
+    def _raw_size(self, path: Path) -> Size:
+        return image_size(path)
 
     def source(self, camera: RawCamera, frame: int) -> Path | None:
         """The raw image, or None when there is no such file."""

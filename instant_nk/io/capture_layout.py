@@ -2,6 +2,8 @@
 
 * published: `transforms.json` with `file_folder` and one entry per camera; image of camera c at frame t:
   `<file_folder>/<t>/<file_path>` (without `file_folder`: `images/<t>/…` or `<t>/…`; without frame folders: one frame, 0);
+* videos: `file_path` of every camera is a video, `<file_folder>/cam_000.mp4` (without `file_folder`: beside the json, or in `videos/`); its
+  n-th picture, counted from zero, is frame n;
 * listed (NeRF): one entry per camera *and* time. `time` tells the frame: whole numbers are frame numbers, other values count as
   their rank among all times. Without `time`, entries whose files lie in folders named by numbers (`images/12/cam.png`) are listed the
   same way. Entries with the same pose and lens are one camera; a camera must be there at every time.
@@ -18,6 +20,7 @@ from typing import Any
 
 from instant_nk.errors import DataError
 from instant_nk.io import capture_cameras as cameras
+from instant_nk.io import capture_video
 from instant_nk.io.capture_cameras import RawCamera
 
 
@@ -30,19 +33,21 @@ class View:
         folder: folder that file names are relative to (before the frame's folder).
         frame_folders: name of each frame's folder below `folder`; "" when the files lie in `folder` itself.
         cameras: sorted by file name.
+        video: each camera's file is a video of all frames.
     """
 
     path: Path
     folder: Path
     frame_folders: dict[int, str]
     cameras: tuple[RawCamera, ...]
+    video: bool = False
 
     def file(self, camera: RawCamera, frame: int, kind: str = "file_path") -> Path | None:
         """Path of a camera's image (`file_path`), mask (`mask_path`) or depth map (`depth_path`) at a frame; None when the json names none."""
         names = camera.files.get(None) or camera.files.get(frame, {})
         if kind not in names:
             return None
-        return self.folder / self.frame_folders.get(frame, str(frame)) / names[kind]
+        return self.folder / names[kind] if self.video else self.folder / self.frame_folders.get(frame, str(frame)) / names[kind]
 
 
 def folder_frame(name: Any) -> int | None:
@@ -54,6 +59,8 @@ def folder_frame(name: Any) -> int | None:
 def times_of(meta: dict[str, Any], path: Path) -> dict[float, int] | None:
     """Frame number by `time` of a listed capture; None for frame folders."""
     entries = [e if isinstance(e, dict) else {} for e in meta["frames"]]
+    if any(is_video(e.get("file_path")) for e in entries):
+        return None
     timed = [i for i, e in enumerate(entries) if "time" in e]
     if timed:
         if len(timed) != len(entries):
@@ -68,6 +75,10 @@ def times_of(meta: dict[str, Any], path: Path) -> dict[float, int] | None:
     return None
 
 
+def is_video(name: Any) -> bool:
+    return isinstance(name, str) and name.lower().endswith(cameras.VIDEO_SUFFIXES)
+
+
 def read_view(root: Path, path: Path, meta: dict[str, Any], times: dict[float, int] | None, heldout: bool = False) -> View:
     """The cameras of one json file, sorted by file name, and the folders of the frames."""
     entries = meta["frames"]
@@ -79,16 +90,42 @@ def read_view(root: Path, path: Path, meta: dict[str, Any], times: dict[float, i
         if "file_path" not in entry:
             raise DataError(f"{where}: key 'file_path' is missing.")
         names.append({k: cameras.file_name(entry[k], where, k) for k in ("file_path", "mask_path", "depth_path") if entry.get(k)})
-    if times is not None:
+    video = check_videos(path, entries, names)
+    if times is not None and not video:
         folder = root / str(meta.get("file_folder", "."))
         listed = _group_listed(path, meta, names, times, heldout)
         return View(path, folder, dict.fromkeys(times.values(), ""), _named(listed, path))
     folder, frame_folders = frame_folders_of(root, path, meta, names, heldout)
     single = [
-        RawCamera(name=camera_name(n["file_path"]), files={None: n}, where=w, **cameras.read_camera(meta, e, w))
+        RawCamera(
+            name=camera_name(str(PurePosixPath(n["file_path"]).with_suffix(".png")) if video else n["file_path"]),
+            files={None: n},
+            where=w,
+            **cameras.read_camera(meta, e, w),
+        )
         for e, n, w in ((e, n, cameras.entry_where(path, i, e)) for i, (e, n) in enumerate(zip(entries, names)))
     ]
-    return View(path, folder, frame_folders, _named(single, path))
+    return View(path, folder, frame_folders, _named(single, path), video)
+
+
+def check_videos(path: Path, entries: list[dict[str, Any]], names: list[dict[str, str]]) -> bool:
+    """Whether the files are videos.
+
+    Raises:
+        DataError: only some are; or an entry has what cannot go with a video, or a mask video without one.
+    """
+    videos = [is_video(n["file_path"]) for n in names]
+    for index, (entry, name, video) in enumerate(zip(entries, names, videos)):
+        where = cameras.entry_where(path, index, entry)
+        if video != videos[0]:
+            raise DataError(f"{where}: some cameras are videos and others are not ({names[0]['file_path']}). Give all as videos, or all as images.")
+        if video and "time" in entry:
+            raise DataError(f"{where}: a video holds all times: remove 'time'. Its n-th picture, counted from zero, is frame n.")
+        if video and "depth_path" in name:
+            raise DataError(f"{where}: 'depth_path' beside a video is not supported. Give the camera's pictures as images, or remove the key.")
+        if is_video(name.get("mask_path")) and not video:
+            raise DataError(f"{where}: 'mask_path' is a video, 'file_path' is not. Give mask images, or both as videos.")
+    return videos[0]
 
 
 def camera_name(file: str) -> str:
@@ -187,6 +224,8 @@ def frame_folders_of(root: Path, path: Path, meta: dict[str, Any], names: list[d
     given = meta.get("file_folder")
     if given is not None and not isinstance(given, str):
         raise DataError(f"{path}: 'file_folder' must be a folder name, got {given!r}.")
+    if is_video(names[0]["file_path"]):
+        return _video_frames(root, path, given, names, heldout)
     candidates = [given] if given is not None else [".", "images_test" if heldout else "images"]
     for name in candidates:
         folders = digit_folders(root / name, path)
@@ -199,6 +238,18 @@ def frame_folders_of(root: Path, path: Path, meta: dict[str, Any], names: list[d
     raise DataError(
         f"{folder}: {missing}. {path.name} ('file_folder': {given!r}) wants images at <file_folder>/<frame>/<file_path>, e.g. {folder}/0/{names[0]['file_path']}."
     )
+
+
+def _video_frames(root: Path, path: Path, given: str | None, names: list[dict[str, str]], heldout: bool) -> tuple[Path, dict[int, str]]:
+    """Folder of the videos, and the frames that the first of them holds."""
+    folders = [root / name for name in ([given] if given is not None else [".", "videos_test" if heldout else "videos"])]
+    first = min(name["file_path"] for name in names)
+    folder = next((f for f in folders if (f / first).is_file()), folders[0])
+    if (folder / first).is_file():
+        return folder, dict.fromkeys(range(capture_video.frame_count(folder / first)), "")
+    if heldout:
+        return folder, {}
+    raise DataError(f"{folder / first}: the video is missing. {path.name} wants one video per camera at <file_folder>/<file_path>.")
 
 
 def masks_beside(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from instant_nk.config import Config
 from instant_nk.errors import DataError
 from instant_nk.geometry import hulls, spaces
 from instant_nk.io import capture_images
+from instant_nk.io.capture_films import Films
 from instant_nk.stages import check_picture, dataset
 from instant_nk.stages.dataset import Plan
 
@@ -65,9 +67,15 @@ def run_check(config: Config, out: Path) -> str:
     """
     out = Path(out)
     out = out / "check.png" if out.is_dir() else out
-    plan = dataset.make_plan(config, None)
+    with tempfile.TemporaryDirectory(prefix="instant-nk-check-") as scratch:
+        return check_plan(config, dataset.make_plan(config, None, Path(scratch)), out)
+
+
+def check_plan(config: Config, plan: Plan, out: Path) -> str:
+    """`run_check` of a capture whose files are all there."""
     sampled = [plan.frames[i] for i in sorted(set(np.linspace(0, len(plan.frames) - 1, min(SAMPLED_FRAMES, len(plan.frames))).round().astype(int)))]
     with dataset.workers(config) as pool:
+        dataset.decode_videos(plan, sampled, pool)
         look_at_files(plan, set(plan.frames) - set(sampled), pool)
         if plan.box is None:
             plan = dataset.with_proposed_box(plan, pool, sampled)
@@ -79,11 +87,13 @@ def run_check(config: Config, out: Path) -> str:
 
 
 def look_at_files(plan: Plan, frames: set[int], pool: ThreadPoolExecutor) -> None:
-    """Compare the sizes and ends of the image files of some frames, without decoding them.
+    """Compare the sizes and ends of the image files of some frames, without decoding them. Videos were looked at when they were decoded.
 
     Raises:
         DataError: lists every file that is cut off or of another size.
     """
+    if isinstance(plan.train, Films):
+        return
 
     def complaint(frame: int, camera: int) -> str | None:
         path = plan.train.view.file(plan.train.cameras[camera], frame)
@@ -156,12 +166,15 @@ def describe(config: Config, plan: Plan, sampled: list[int], cameras: list[Camer
     heldout_images = sum(plan.heldout.source(c, t) is not None for c in plan.heldout.cameras for t in plan.frames)
     extent = plan.box[1] - plan.box[0]
     unit = "" if plan.depth_unit is None else f"; depth maps, {plan.depth_unit:g} world units per step"
+    looked = "decoded, files of all looked at"
+    if isinstance(plan.train, Films):
+        looked = f"compared, videos decoded up to the last; the decoded images will take about {decoded_gib(plan.train, plan, sampled):.2f} GiB"
     lines = [
         f"{plan.root}: sound",
         f"cameras: {len(plan.train)} training, {len(plan.heldout)} held out ({heldout_images} of {len(plan.heldout) * len(plan.frames)} of their images present); "
         f"images {', '.join(f'{w}x{h}' for w, h in sizes)}; {bent} to undistort{unit}",
         f"masks: {MASKS[plan.train.rule.kind]}",
-        f"frames: {len(plan.frames)} used, {plan.frames[0]} to {plan.frames[-1]}; images of {len(sampled)} decoded, files of all looked at",
+        f"frames: {len(plan.frames)} used, {plan.frames[0]} to {plan.frames[-1]}; images of {len(sampled)} {looked}",
         f"box: {plan.box_source}; from {plan.box[0].round(4).tolist()} to {plan.box[1].round(4).tolist()}, size {extent.round(4).tolist()} world units",
         "",
         f"{'camera':<24} {'subject':>8} {'outside box':>12} {'agrees with hull':>17}",
@@ -169,6 +182,12 @@ def describe(config: Config, plan: Plan, sampled: list[int], cameras: list[Camer
     for c in cameras:
         lines.append(f"{c.name:<24} {100 * c.subject:>6.1f} % {100 * c.outside:>10.1f} % {100 * c.explained:>15.1f} %{doubt(c, config)}")
     return [*lines, "", *describe_work(config, plan)]
+
+
+def decoded_gib(films: Films, plan: Plan, sampled: list[int]) -> float:
+    """Room that the decoded images of all frames will take, from those at the sampled ones."""
+    sizes = [films.whole(camera, frame).stat().st_size for camera in range(len(films)) for frame in sampled]
+    return sum(sizes) / len(sampled) * len(plan.frames) / dataset.GIB
 
 
 def doubt(camera: CameraReport, config: Config) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,17 @@ import numpy as np
 from instant_nk import config as config_module
 from instant_nk import layout
 from instant_nk import log as log_module
-from instant_nk.config import Config
+from instant_nk.config import Config, DatasetConfig
 from instant_nk.errors import ConfigError, ContractError, DataError
 from instant_nk.geometry import hulls, spaces
 from instant_nk.geometry.hulls import Silhouette
 from instant_nk.io import artifact, capture_images
 from instant_nk.io import capture as captures
 from instant_nk.io import dataset as datasets
+from instant_nk.io.capture_cameras import RawCamera
+from instant_nk.io.capture_films import Films
 from instant_nk.io.capture_images import Images
+from instant_nk.io.capture_layout import View
 from instant_nk.io.dataset import CameraSet, Dataset
 
 log = logging.getLogger(__name__)
@@ -42,6 +47,7 @@ BOX_MARGIN = 0.1
 """Margin around a proposed box, as a share of its extent on each side."""
 END_PENALTY = 0.05
 """What lying at an end of the clip takes off a frame's hull surface when the canonical frame is chosen."""
+GIB = 1 << 30
 SEARCH_SIDE = 256
 """Longer side, in pixels, of the masks from which a box is proposed."""
 
@@ -85,8 +91,9 @@ def run(job: layout.Job) -> None:
     root = ready_capture(config)
     say_what_changed(root, manifest)
     with aside(job.paths.dataset) as store:
-        plan = make_plan(config, store)
+        plan = make_plan(config, store, job.paths.dataset)
         with workers(config) as pool:
+            decode_videos(plan, plan.frames, pool)
             if plan.box is None:
                 plan = with_proposed_box(plan, pool, plan.frames)
             dataset, measures = build(plan, store, config, pool)
@@ -99,6 +106,7 @@ def run(job: layout.Job) -> None:
     captures.save_listing(manifest, plan.listing)
     artifact.save_json(job.paths.dataset / "metrics.json", {**measures, **watch.numbers()})
     datasets.save(dataset, header, extra)
+    drop_unused_videos(plan, job.paths.dataset)
 
 
 # Reading.
@@ -114,11 +122,12 @@ def ready_capture(config: Config) -> Path:
     return root
 
 
-def make_plan(config: Config, store: Path | None) -> Plan:
+def make_plan(config: Config, store: Path | None, decoded: Path) -> Plan:
     """Read the capture's json, choose frames and cameras, and see that every file is there.
 
     Args:
         store: folder for converted images; None: nothing is written.
+        decoded: folder for the images of videos, which a later run uses again.
 
     Raises:
         DataError: anything about the capture that can be found without decoding images.
@@ -131,11 +140,10 @@ def make_plan(config: Config, store: Path | None) -> Plan:
     if settings.canonical_frame is not None and settings.canonical_frame not in frames:
         raise ConfigError(f"config key 'dataset.canonical_frame': wanted one of the frames used ({frames[0]} to {frames[-1]}), got {settings.canonical_frame}.")
     used = [capture.train.cameras[i] for i in captures.select_cameras(capture.train.cameras, settings.cameras)]
+    views = ((capture.train, used, "images", False), (capture.heldout, capture.heldout.cameras, "images_test", True))
     train, heldout = (
-        Images(
-            view, cameras, frames, capture_images.find_masks(settings, root, view, cameras, frames), settings.max_image_side, store and store / name, optional
-        )
-        for view, cameras, name, optional in ((capture.train, used, "images", False), (capture.heldout, capture.heldout.cameras, "images_test", True))
+        images_of(view, cameras, frames, settings, root, store and store / name, decoded / f"decoded_{name}", optional)
+        for view, cameras, name, optional in views
     )
     if missing := train.missing(capture.depth_unit is not None) + heldout.missing():
         raise DataError(
@@ -143,11 +151,88 @@ def make_plan(config: Config, store: Path | None) -> Plan:
             + "\n  ".join(missing)
             + "\nRestore them, or leave them out with frames.first, frames.count and dataset.cameras."
         )
+    for images in (train, heldout):
+        if isinstance(images, Films):
+            images.check_lengths(config.frames.count is None)
     box, source = capture.box, "the capture's json"
     if settings.box is not None:
         box, source = np.array(settings.box, np.float64), "dataset.box"
     log.info("%s", log_module.fields(frames=len(frames), first=frames[0], last=frames[-1], cameras=len(train), heldout=len(heldout), masks=train.rule.kind))
     return Plan(root, listing, frames, train, heldout, box, source, capture.depth_unit)
+
+
+def images_of(
+    view: View, cameras: Sequence[RawCamera], frames: list[int], settings: DatasetConfig, root: Path, store: Path | None, decoded: Path, optional: bool
+) -> Images:
+    """The images of a view's cameras, which are files or come from videos."""
+    rule = capture_images.find_masks(settings, root, view, cameras, frames)
+    if view.video:
+        return Films(view, cameras, frames, rule, settings.max_image_side, decoded, optional)
+    return Images(view, cameras, frames, rule, settings.max_image_side, store, optional)
+
+
+def decode_videos(plan: Plan, frames: list[int], pool: ThreadPoolExecutor) -> None:
+    """Write the images of all videos at `frames`, several videos side by side; those that are there from an earlier run stay.
+
+    Raises:
+        DataError: a video is truncated, of another size, or without its mask.
+        ContractError: the disk has no room for them; said before they are decoded.
+    """
+    todo = [
+        (films, camera) for films in (plan.train, plan.heldout) if isinstance(films, Films) for camera in range(len(films)) if films.undecoded(camera, frames)
+    ]
+    if not todo:
+        return
+    say_disk_need(todo, frames)
+    left = sum(len(films.undecoded(camera, frames)) for films, camera in todo)
+    report, lock, written, ended = log_module.Progress("dataset: videos", left, log), threading.Lock(), itertools.count(1), threading.Event()
+
+    def done() -> None:
+        if ended.is_set():
+            raise CancelledError
+        with lock:
+            report.update(next(written))
+
+    try:
+        for _ in pool.map(lambda task: task[0].decode(task[1], frames, done), todo):
+            pass
+    finally:
+        ended.set()  # one video that fails, or a job that is ended, does not wait for the other videos
+
+
+def say_disk_need(todo: list[tuple[Films, int]], frames: list[int]) -> None:
+    """Log how much room the decoded images will take, from the first one of some videos.
+
+    Raises:
+        ContractError: there is less.
+    """
+    sample = todo[:: max(1, len(todo) // 3)][:3]
+    for films, camera in sample:
+        films.decode(camera, frames[:1])
+    mean = sum(films.whole(camera, frames[0]).stat().st_size for films, camera in sample) / len(sample)
+    count = sum(len(films.undecoded(camera, frames)) for films, camera in todo)
+    need, folder = 1.2 * mean * count, todo[0][0].cache
+    free = shutil.disk_usage(folder).free
+    log.info("%d pictures of %d videos to decode: about %.2f GiB in %s, where %.1f GiB are free", count, len(todo), need / GIB, folder, free / GIB)
+    if need > free:
+        raise ContractError(
+            f"{folder}: {count} decoded pictures need about {need / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. Free space, put runtime.results on a larger disk, "
+            "or use fewer frames (frames.count, frames.step), cameras (dataset.cameras) or pixels (dataset.max_image_side)."
+        )
+
+
+def drop_unused_videos(plan: Plan, folder: Path) -> None:
+    """Remove decoded images that the dataset just written does not use."""
+    used = {
+        films.folder(camera)
+        for films in (plan.train, plan.heldout)
+        if isinstance(films, Films)
+        for camera in range(len(films))
+        if films.source(films.cameras[camera], plan.frames[0])
+    }
+    for old in folder.glob("decoded_*/*"):
+        if old not in used:
+            shutil.rmtree(old)
 
 
 def say_what_changed(root: Path, manifest: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 from instant_nk import config as schema
 from instant_nk import layout
 from instant_nk.io import artifact, synthetic
+from tests.unit.capture_writer import as_videos
 
 SEQUENCE = "tiny"
 FIRST_TO_LAST = {
@@ -142,6 +143,25 @@ def test_cameras_are_chosen_by_number_and_by_name(empty, tmp_path):
         done = place.run("dataset", dataset=f"{{cameras: {cameras}}}")
         assert done.returncode == 0, done.stdout
         assert len(json.loads(place.paths.manifest.read_text())["cameras"]["names"]) == count
+
+
+def test_a_capture_of_videos_is_planned_and_read_like_one_of_images(empty, tmp_path):
+    place = empty.copy(tmp_path / "run")
+    as_videos(place.capture, json.loads((place.capture / "transforms.json").read_text()))
+    assert place.would_run() == FIRST_TO_LAST
+    assert place.would_run(frames={"first": 1, "count": 2})["observation_batch"] == 1
+    done = place.run("dataset")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(place.paths.manifest.read_text())["frames"] == [0, 1, 2, 3]
+    assert place.would_run("dataset") == {}
+    log = place.paths.logs / "1_dataset.log"
+    assert "pictures of" in log.read_text()
+    assert place.run("dataset", dataset={"hull_resolution": 24}).returncode == 0
+    assert "pictures of" not in log.read_text(), "decoded once, used again"
+    video = sorted((place.capture / "videos").iterdir())[0]
+    video.write_bytes(video.read_bytes()[:-300])
+    said = place.run("dataset").stdout
+    assert f"{video.name}: the video is truncated" in said and "Traceback" not in said
 
 
 def test_an_external_trackers_motion_skips_observation(empty, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,50 @@ def job(root: Path, results: Path, **sections: Any) -> layout.Job:
     """A dataset job on a capture."""
     parsed = config.parse({"capture": str(root), "sequence": "s", "preset": "tiny", "runtime": {"results": str(results), "threads": 2}, **sections})
     return layout.Job(parsed, layout.paths_of(parsed))
+
+
+def encode(path: Path, images: list[np.ndarray], *codec: str) -> None:
+    """Write images u8 [H, W, 1 | 3 | 4] as a video with the given ffmpeg options; without any, nearly lossless H.264."""
+    import imageio_ffmpeg
+
+    height, width, channels = images[0].shape
+    form = {1: "gray", 3: "rgb24", 4: "rgba"}[channels]
+    codec = codec or ("-c:v", "libx264", "-crf", "4", "-pix_fmt", "yuv444p", "-movflags", "+faststart")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", form, "-s", f"{width}x{height}", "-r", "25", "-i", "-"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([*command, *codec, str(path)], input=np.ascontiguousarray(images).tobytes(), check=True)
+
+
+def as_videos(
+    root: Path, meta: dict[str, Any], masks: str = "video", suffix: str = ".mp4", codec: tuple[str, ...] = (), heldout: bool = True
+) -> dict[str, Any]:
+    """Turn a capture that `write_capture` wrote into one video per camera in `videos/`; returns its transforms.json.
+
+    Args:
+        masks: `video`: a mask video per camera in `masks/`; `images`: mask images per frame there; `alpha`: the videos keep alpha; `none`.
+    """
+    for name, folder, to in (("transforms.json", "images", "videos"), ("transforms_test.json", "images_test", "videos_test")):
+        if not (root / name).is_file() or (folder == "images_test" and not heldout):
+            continue
+        changed = json.loads((root / name).read_text())
+        for entry in changed["frames"]:
+            frames = sorted((root / folder).iterdir(), key=lambda p: int(p.name))
+            images = [np.asarray(Image.open(frame / entry["file_path"])) for frame in frames]
+            target = (root / to / entry["file_path"]).with_suffix(suffix)
+            kept = (
+                images if masks == "alpha" else [np.where(i[..., 3:] > 0, i[..., :3], np.array(BACKDROP, np.uint8)) if i.shape[2] == 4 else i for i in images]
+            )
+            encode(target, kept, *codec)
+            beside = root / to.replace("videos", "masks")
+            if masks == "video":
+                encode((beside / entry["file_path"]).with_suffix(".mp4"), [i[..., 3:] for i in images], "-c:v", "libx264", "-crf", "10", "-pix_fmt", "yuv420p")
+            elif masks == "images":
+                for number, image in enumerate(images):
+                    path = beside / str(number) / entry["file_path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(image[..., 3]).save(path)
+            entry["file_path"] = target.name
+        changed["file_folder"] = to
+        rewrite(root, changed, name)
+        shutil.rmtree(root / folder)
+    return json.loads((root / "transforms.json").read_text())

@@ -1,0 +1,162 @@
+"""Video files: how many pictures one holds, and the pictures one after the other, through the ffmpeg that imageio-ffmpeg carries."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image
+
+from instant_nk.errors import DataError
+
+log = logging.getLogger(__name__)
+
+MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # what files of the MP4 and QuickTime family begin with, behind a length
+DECODER_THREADS = "2"  # of one video; several are decoded side by side
+CHANNELS = {"rgb24": 3, "rgba": 4, "gray": 1}
+
+
+def frame_count(path: Path) -> int:
+    """Number of pictures of a video: from the index of an MP4 or QuickTime file, of any other kind by reading it through.
+
+    Raises:
+        DataError: missing, truncated, or without a video stream.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: the video cannot be read ({error.strerror}).") from None
+    return _count(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(4096)
+def _count(path: Path, size: int, changed_ns: int) -> int:
+    """`frame_count`, remembered as long as the file stays the same."""
+    with open(path, "rb") as handle:
+        count = _indexed_count(handle, size, path) if handle.read(8)[4:] in MP4_STARTS else None
+    count = _packet_count(path) if count is None else count
+    if not count:
+        raise DataError(f"{path}: the video holds no pictures. Export it again.")
+    return count
+
+
+def _indexed_count(handle: BinaryIO, size: int, path: Path) -> int | None:
+    """Samples of the first video track of an MP4 or QuickTime file; None where there is no such index (fragmented files)."""
+    top = dict(_boxes(handle, 0, size))
+    whole = all(end <= size for _, end in top.values())
+    if not whole or b"moov" not in top:
+        cut = "ends in the middle of its pictures" if not whole else "lacks its index ('moov'), which recorders write last"
+        raise DataError(f"{path}: the video is truncated: it {cut}. Copy it again.")
+    inside = list(_boxes(handle, *top[b"moov"]))
+    if any(kind == b"mvex" for kind, _ in inside):
+        return None
+    for track in (span for kind, span in inside if kind == b"trak"):
+        media = dict(_boxes(handle, *_within(handle, track, b"mdia")))
+        handle.seek(media[b"hdlr"][0] + 8)
+        if handle.read(4) == b"vide":
+            table = _within(handle, media[b"minf"], b"stbl", b"stsz")
+            handle.seek(table[0] + 8)
+            return int.from_bytes(handle.read(4), "big")
+    raise DataError(f"{path}: there is no video stream in the file.")
+
+
+def _boxes(handle: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """Kind of each box between two offsets, and where its content begins and should end."""
+    while start + 8 <= end:
+        handle.seek(start)
+        length, kind, content = int.from_bytes(handle.read(4), "big"), handle.read(4), start + 8
+        if length == 1:
+            length, content = int.from_bytes(handle.read(8), "big"), start + 16
+        stop = end if length == 0 else start + max(length, 8)
+        yield kind, (content, stop)
+        start = stop
+
+
+def _within(handle: BinaryIO, span: tuple[int, int], *kinds: bytes) -> tuple[int, int]:
+    """Offsets of a nested box."""
+    for kind in kinds:
+        span = dict(_boxes(handle, *span))[kind]
+    return span
+
+
+def _ffmpeg() -> str:
+    import imageio_ffmpeg
+
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def _packet_count(path: Path) -> int:
+    """Pictures counted by reading the file through, without decoding."""
+    command = [_ffmpeg(), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode or done.stderr.strip():
+        raise DataError(f"{path}: the video is truncated or not a video ({_first_line(done.stderr)}). Copy or export it again.")
+    return max((int(line[6:]) for line in done.stdout.splitlines() if line.startswith("frame=")), default=0)
+
+
+def first_picture(path: Path) -> Image.Image:
+    """The first picture of a video, with alpha where the video has it; tells its size as it is to be shown.
+
+    Raises:
+        DataError: no picture can be decoded.
+    """
+    command = [_ffmpeg(), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:v:0", "-frames:v", "1", "-f", "image2pipe", "-c:v", "png", "pipe:1"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    if not done.stdout:
+        raise DataError(f"{path}: the video is truncated or not a video ({_first_line(done.stderr.decode(errors='replace'))}). Copy or export it again.")
+    image = Image.open(io.BytesIO(done.stdout))
+    image.load()
+    return image
+
+
+def pictures(path: Path, frames: Sequence[int], size: tuple[int, int], form: Literal["rgb24", "rgba", "gray"]) -> Iterator[np.ndarray]:
+    """Pictures of a video, decoded one after the other from the first on, u8 [H, W, channels].
+
+    Args:
+        frames: which pictures, counted from zero, ascending.
+        size: width and height.
+
+    Raises:
+        DataError: the video ends before the last of them.
+    """
+    command = [_ffmpeg(), "-v", "error", "-nostdin", "-threads", DECODER_THREADS, "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+    command += ["-frames:v", str(frames[-1] + 1), "-sws_flags", "bicubic+accurate_rnd+full_chroma_int", "-f", "rawvideo", "-pix_fmt", form, "pipe:1"]
+    length, wanted = size[0] * size[1] * CHANNELS[form], set(frames)
+    with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, bufsize=length) as process:
+        try:
+            for number in range(frames[-1] + 1):
+                data = process.stdout.read(length)
+                if len(data) < length:
+                    process.wait()
+                    raise DataError(
+                        f"{path}: the video is truncated or damaged: it holds {number} pictures, but frame {frames[-1]} is asked for ({_read(said)}). "
+                        "Copy or export it again, or set frames.count to what it holds."
+                    )
+                if number in wanted:
+                    yield np.frombuffer(data, np.uint8).reshape(size[1], size[0], CHANNELS[form])
+        finally:
+            process.kill()  # all that is wanted was read, or nothing more will be
+        if (words := _read(said)) != NOTHING_SAID:
+            log.warning("%s: the decoder says: %s. Look at the pictures around it.", path, words)
+
+
+NOTHING_SAID = "the decoder says nothing"
+
+
+def _read(said: BinaryIO) -> str:
+    said.seek(0)
+    return _first_line(said.read().decode(errors="replace"))
+
+
+def _first_line(text: str) -> str:
+    """The first of ffmpeg's complaints, without the address it puts before it."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0].rpartition("] ")[2].strip() if lines else NOTHING_SAID
