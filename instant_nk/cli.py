@@ -69,6 +69,28 @@ def export_ed(args: argparse.Namespace) -> None:
     print(exchange.export_ed(layout.Paths(Path(args.results)), Path(args.output)))
 
 
+def register(args: argparse.Namespace) -> None:
+    config = read_config(args)
+    log.setup(config.runtime.log_level)
+    if bool(args.rgbd) == bool(args.source) or bool(args.source) != bool(args.target):
+        raise ConfigError("register: wanted SOURCE and TARGET, or --rgbd COLOUR0 DEPTH0 COLOUR1 DEPTH1 --intrinsics FILE.")
+    if args.rgbd and not args.intrinsics:
+        raise ConfigError("register --rgbd: wanted --intrinsics FILE too: 3x3 or 4x4 numbers, or json.")
+    if len(args.mask) > 2 or args.depth_scale <= 0:
+        raise ConfigError(f"register --rgbd: wanted one or two masks and a --depth-scale above zero, got {len(args.mask)} and {args.depth_scale:g}.")
+    if Path(args.output).suffix.lower() != ".ply":
+        raise ConfigError(f"register: --output must be a .ply, got {args.output}.")
+    import torch  # noqa: F401  before `prepare`, which prepares only what is loaded
+
+    from instant_nk.stages import register as stage
+
+    device = entry.prepare(config.runtime, None)
+    pair = (
+        stage.from_rgbd(args.rgbd, Path(args.intrinsics), args.mask, args.depth_scale) if args.rgbd else stage.from_files(Path(args.source), Path(args.target))
+    )
+    print(stage.run_register(*pair, Path(args.output), stage.settings_of(config, not args.no_colour, bool(args.rgbd)), device, config.runtime.seed))
+
+
 def print_status(args: argparse.Namespace) -> None:
     from instant_nk.stages import status
 
@@ -140,6 +162,22 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
     command.add_argument("output", metavar="FOLDER", help="folder to write")
     command.set_defaults(run=export_ed)
+    command = with_config(
+        commands.add_parser("register", help="move one mesh or oriented point cloud onto another, non-rigidly; or one depth frame onto another")
+    )
+    command.add_argument("source", metavar="SOURCE", nargs="?", help="mesh (.ply, .obj, .stl, .off, .glb) or .ply of points with normals, which is moved")
+    command.add_argument("target", metavar="TARGET", nargs="?", help="the same, at rest; same unit as SOURCE")
+    command.add_argument("-o", "--output", metavar="PLY", required=True, help="the moved source: its own vertices in their order, its own faces")
+    command.add_argument(
+        "--rgbd", metavar=("COLOUR0", "DEPTH0", "COLOUR1", "DEPTH1"), nargs=4, help="two frames of a depth camera instead; depth is 16-bit PNG"
+    )
+    command.add_argument("--intrinsics", metavar="FILE", help="of the depth camera: 3x3 or 4x4 numbers, or json")
+    command.add_argument("--mask", metavar="MASK", nargs="+", default=[], help="subject in the first depth frame, and in the second where there is one")
+    command.add_argument(
+        "--depth-scale", metavar="N", type=float, default=1000.0, help="depth units per unit of the result (default: 1000, millimetres to metres)"
+    )
+    command.add_argument("--no-colour", action="store_true", help="leave colours out of the comparison; they count where both surfaces have them")
+    command.set_defaults(run=register)
     command = commands.add_parser("track", help="follow given points through the animation and write their trajectories")
     command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
     command.add_argument("--points", metavar="FILE", required=True, help=".ply, .obj, or text with x y z per line; world coordinates")

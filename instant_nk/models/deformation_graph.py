@@ -20,6 +20,8 @@ from instant_nk.io.graph import Graph
 NODE_AREA = 1.5  # area served by one node of a farthest-point set with covering radius s, in units of s^2 (measured on bodies of several shapes)
 BRIDGE_WEIGHT = 0.1  # stiffness of links between components: a loose part follows its neighbours until evidence says otherwise
 LONG_RANGE_WEIGHT = 0.05  # stiffness of links of the coarser levels, relative to links between neighbours
+CLOUD_POINTS = 20000  # of a point cloud used to lay out its graph
+FACING = 0.3  # cosine between the normals of linked points of a cloud: less belongs to the other side of something thin
 LEVEL_RATIO = 4  # each coarser level keeps a quarter of the nodes: twice the spacing
 
 
@@ -82,6 +84,53 @@ def on_nodes(vertices: np.ndarray, faces: np.ndarray, node_positions: np.ndarray
     chosen = cKDTree(fine).query(nodes)[1]
     graph = _assemble(paths, fine, part, chosen, welded_of, vertices, spacing, anchors, neighbours, nodes)
     return graph
+
+
+def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6) -> Graph:
+    """The graph of an oriented point cloud: distances run along links between near points that face the same way, so that thin sheets and
+    touching limbs stay apart as far as points alone can tell.
+
+    Args:
+        points: [V, 3]; normals: unit, [V, 3].
+
+    Returns:
+        the graph; `vertex_anchors` and `vertex_weights` are those of the points.
+    """
+    points, normals = np.asarray(points, np.float64), np.asarray(normals, np.float64)
+    pick = np.arange(len(points))
+    if len(points) > CLOUD_POINTS:
+        pick = np.random.default_rng(0).permutation(len(points))[:CLOUD_POINTS]
+    thin, facing = points[pick], normals[pick]
+    paths = _point_links(thin, facing)
+    part = csgraph.connected_components(paths, directed=False)[1]
+    chosen = _farthest_points(paths, thin, part, np.ones(len(thin), bool), 0.0, min(max_nodes, len(thin)))
+    covering = csgraph.dijkstra(paths, directed=False, indices=chosen, min_only=True)
+    limit = max(float(covering.max()), 1e-6 * float(np.linalg.norm(np.ptp(thin, axis=0))), 1e-30)
+    nearest = cKDTree(np.concatenate([thin, 0.5 * limit * facing], 1)).query(np.concatenate([points, 0.5 * limit * normals], 1))[1]
+    return _assemble(paths, thin, part, chosen, nearest, points, limit, anchors, neighbours)
+
+
+def _point_links(points: np.ndarray, normals: np.ndarray, neighbours: int = 10, least: float = 0.005) -> sparse.csr_matrix:
+    """Distances between each point and its nearest ones that face the same way, symmetric, [N, N].
+
+    Crumbs of less than `least` of the points, which no surface is made of, are tied to the nearest point outside.
+    """
+    n = len(points)
+    tree = cKDTree(points)
+    distance, near = tree.query(points, k=min(neighbours + 1, n))
+    distance, near = distance.reshape(n, -1)[:, 1:], near.reshape(n, -1)[:, 1:]
+    rows = np.repeat(np.arange(n), near.shape[1])
+    keep = (normals[rows] * normals[near.ravel()]).sum(1) > FACING
+    links = sparse.coo_matrix((np.maximum(distance.ravel()[keep], 1e-12), (rows[keep], near.ravel()[keep])), shape=(n, n)).tocsr()
+    links = links.maximum(links.T)
+    part = csgraph.connected_components(links, directed=False)[1]
+    size = np.bincount(part)
+    if (size >= least * n).all() or not (size >= least * n).any():
+        return links
+    large, crumbs = np.flatnonzero(size[part] >= least * n), np.flatnonzero(size[part] < least * n)
+    distance, found = cKDTree(points[large]).query(points[crumbs])
+    ties = sparse.coo_matrix((np.maximum(distance, 1e-12), (crumbs, large[found])), shape=(n, n)).tocsr()
+    return links.maximum(ties).maximum(ties.T).tocsr()
 
 
 def coarsen(graph: Graph, count: int, anchors: int = 4, neighbours: int = 6) -> tuple[Graph, np.ndarray]:

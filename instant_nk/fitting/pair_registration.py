@@ -1,0 +1,171 @@
+"""Registration of two surfaces on their own: one is moved onto the other, whatever their unit, without a capture around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from instant_nk.fitting.correspondences import Target, closest_both_ways
+from instant_nk.fitting.deformation_solver import Body, Pose, orthonormal, warp
+from instant_nk.fitting.registration import LOST_COVERAGE, LOST_RIGIDITY, Fit, Options, judge, match_closely, move_coarsely, register_from
+from instant_nk.geometry import spaces, surface
+from instant_nk.io.graph import Graph
+from instant_nk.io.mesh import Mesh
+from instant_nk.io.observation import Observation
+from instant_nk.io.surface_file import Surface
+from instant_nk.models import deformation_graph
+
+GREY = 0.5
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """What may be chosen; the defaults fit any size and unit.
+
+    Attributes:
+        max_nodes: nodes of the deformation graph.
+        node_spacing: distance between them as a fraction of the source's longest side; None: from `max_nodes` (always so for point clouds).
+        anchors: nodes that move one point; neighbours: edges per node.
+        max_points: points of either surface the solver looks at.
+        options: the solver's.
+        colours: compare colours where both surfaces have them.
+        align: bring the source onto the target as one rigid body first, trying many orientations where it is far off; not for frames of one
+            camera, where the rest of the scene would be taken for the subject.
+    """
+
+    max_nodes: int = 400
+    node_spacing: float | None = None
+    anchors: int = 6
+    neighbours: int = 6
+    max_points: int = 6000
+    options: Options = Options()
+    colours: bool = True
+    align: bool = True
+
+
+@dataclass(frozen=True)
+class PairFit:
+    """A moved source and how well it agrees with the target; lengths in the target's unit.
+
+    Attributes:
+        moved: the source's points, in order, with its faces and colours, where the target is.
+        residual: median distance between the two surfaces along their normals, where they agree.
+        target_coverage: share of the target that the moved source explains.
+        source_coverage: share of the source that found its place on the target.
+        rigidity: mean as-rigid-as-possible error of the graph's edges.
+        spacing: distance between the graph's nodes, `nodes` their number.
+        converged: one of the two is explained by the other, and the source is bent rather than crumpled.
+    """
+
+    moved: Surface
+    residual: float
+    target_coverage: float
+    source_coverage: float
+    rigidity: float
+    spacing: float
+    nodes: int
+    converged: bool
+
+
+def register_pair(source: Surface, target: Surface, settings: PairSettings, device: str = "cpu", seed: int = 0) -> PairFit:
+    """Move `source` onto `target` non-rigidly.
+
+    Both may be meshes or oriented point clouds; they must be in the same unit, the pose may differ. Neither needs to be whole, but one
+    should show what the other shows.
+    """
+    scene_from_world = spaces.similarity_from_box(np.stack([source.points.min(0), source.points.max(0)]))
+    points, goal = (spaces.transform_points(scene_from_world, x.points) for x in (source, target))
+    coloured = settings.colours and source.colours is not None and target.colours is not None
+    graph = _graph(source, points, settings)
+    body = _body(graph, source, points, coloured, settings.max_points, device, seed)
+    observed = _observe(target, goal, coloured, settings.max_points, seed)
+    options = settings.options
+    prepared = Target.from_observation(observed, settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
+    fit = register_from(body, [Pose.identity(body)], prepared, options) if settings.align else _register_near(body, prepared, options)
+    return _result(source, points, graph, body, prepared, fit, spaces.invert_similarity(scene_from_world))
+
+
+def _register_near(body: Body, target: Target, options: Options) -> Fit:
+    """Register from where the source is, without rigid alignment."""
+    with torch.no_grad():
+        pose = move_coarsely(body, Pose.identity(body), target, options)
+        pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
+        return judge(body, orthonormal(pose), target)
+
+
+def _graph(source: Surface, points: np.ndarray, settings: PairSettings) -> Graph:
+    if source.faces is None:
+        return deformation_graph.on_points(points, source.normals, settings.max_nodes, settings.anchors, settings.neighbours)
+    spacing = None if settings.node_spacing is None else 2.0 * settings.node_spacing
+    return deformation_graph.build(points, source.faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours)
+
+
+def _colours(given: Surface, coloured: bool) -> np.ndarray:
+    return given.colours if coloured else np.full((len(given.points), 3), GREY)
+
+
+def _body(graph: Graph, source: Surface, points: np.ndarray, coloured: bool, max_points: int, device: str, seed: int) -> Body:
+    colours = _colours(source, coloured)
+    if source.faces is not None:
+        f32 = (x.astype(np.float32) for x in (source.normals, colours))
+        return Body.from_mesh(graph, Mesh(points.astype(np.float32), source.faces.astype(np.int32), *f32), max_points, device, seed)
+    pick = spread(points, max_points, seed)
+    anchors, weights = graph.vertex_anchors[pick].astype(np.int64), graph.vertex_weights[pick].astype(np.float64)
+    return Body.from_points(graph, points[pick], source.normals[pick], colours[pick], anchors, weights, device)
+
+
+def _observe(target: Surface, points: np.ndarray, coloured: bool, max_points: int, seed: int) -> Observation:
+    """Points spread evenly over the target, those next to an open edge marked."""
+    colours, normals = _colours(target, coloured), target.normals
+    if target.faces is None:
+        pick = spread(points, max_points, seed)
+        points, normals, colours, boundary = points[pick], normals[pick], colours[pick], np.zeros(len(pick), bool)
+    else:
+        welded, joined, of = surface.weld(points, target.faces)
+        open_edge = surface.boundary_vertices(welded, joined)[of]
+        face, bary = surface.sample(points, target.faces, max_points, seed)
+        corner = target.faces[face]
+        boundary = open_edge[corner].any(1)
+        points, normals, colours = ((x[corner] * bary[..., None]).sum(1) for x in (points, normals, colours))
+        normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    n = len(points)
+    f32 = (x.astype(np.float32) for x in (points, normals, colours))
+    return Observation(*f32, np.ones(n, np.float32), np.ones(n, np.int32), boundary)
+
+
+def spread(points: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Indices of about `count` of the points, one per cell of a grid, so that dense places do not outweigh sparse ones; all when there are no more."""
+    if len(points) <= count:
+        return np.arange(len(points))
+    order = np.random.default_rng(seed).permutation(len(points))
+    place = (points[order] - points.min(0)) / np.ptp(points, axis=0).max()
+    low, high = 0.0, 1.0
+    for _ in range(16):
+        cell = 0.5 * (low + high)
+        first = np.unique(np.floor(place / cell).astype(np.int64), axis=0, return_index=True)[1]
+        if 0.9 * count <= len(first) <= count:
+            break
+        low, high = (cell, high) if len(first) > count else (low, cell)
+    return np.sort(order[first])
+
+
+def _result(source: Surface, points: np.ndarray, graph: Graph, body: Body, target: Target, fit: Fit, world_from_scene: np.ndarray) -> PairFit:
+    """The whole source carried by the fitted nodes, back in the target's unit, and how well that explains either surface."""
+    anchors = torch.as_tensor(graph.vertex_anchors.astype(np.int64), device=body.nodes.device)
+    weights = torch.as_tensor(graph.vertex_weights.astype(np.float64), device=body.nodes.device)
+    live = warp(torch.as_tensor(points, device=body.nodes.device), anchors, weights, body.nodes, fit.pose).cpu().numpy()
+    moved = spaces.transform_points(world_from_scene, live)
+    if source.faces is not None:
+        result = Surface.of_mesh(moved, source.faces, source.colours)
+    else:
+        turn = torch.einsum("nk,nkij->nij", weights, fit.pose.rotations[anchors]).cpu().numpy()
+        normals = np.einsum("nij,nj->ni", turn, source.normals)
+        result = Surface(moved, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12), None, source.colours)
+    unit = spaces.scale_of(world_from_scene)
+    pairs = closest_both_ways(body.warp(fit.pose), body.warp_normals(fit.pose), body.colours, target, 0.5 * body.spacing, 0.3)
+    found = pairs.forward / len(body.points)
+    explained = max(found, fit.coverage) > LOST_COVERAGE and fit.rigidity < LOST_RIGIDITY * body.spacing
+    lengths = {"residual": unit * fit.residual, "rigidity": unit * fit.rigidity, "spacing": unit * body.spacing}
+    return PairFit(result, target_coverage=fit.coverage, source_coverage=found, nodes=len(body.nodes), converged=bool(explained), **lengths)
