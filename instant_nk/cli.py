@@ -69,6 +69,12 @@ def export_ed(args: argparse.Namespace) -> None:
     print(exchange.export_ed(layout.Paths(Path(args.results)), Path(args.output)))
 
 
+def import_ed(args: argparse.Namespace) -> None:
+    from instant_nk.stages import exchange
+
+    print(exchange.import_ed(Path(args.path), Path(args.output), args.format, Path(args.transform) if args.transform else None))
+
+
 def register(args: argparse.Namespace) -> None:
     config = read_config(args)
     log.setup(config.runtime.log_level)
@@ -162,6 +168,16 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("results", metavar="RESULTS", help="folder of one sequence, e.g. results/demo")
     command.add_argument("output", metavar="FOLDER", help="folder to write")
     command.set_defaults(run=export_ed)
+    command = commands.add_parser("import-ed", help="turn another tracker's motion (.warpfield files, SVR-L0 rows) into an ED folder")
+    command.add_argument(
+        "path", metavar="PATH", help=".warpfield file or folder of them, named by frame; or a folder with node.txt and a file of SVR-L0 rows per frame"
+    )
+    command.add_argument("-o", "--output", metavar="FOLDER", required=True, help="folder to write: node.txt and accumAffine/")
+    command.add_argument("--format", choices=["warpfield", "svr-l0"], help="what PATH holds (default: found from the files)")
+    command.add_argument(
+        "--transform", metavar="FILE", help="4x4 similarity as text: the capture's world from the tracker's space (default: they are the same)"
+    )
+    command.set_defaults(run=import_ed)
     command = with_config(
         commands.add_parser("register", help="move one mesh or oriented point cloud onto another, non-rigidly; or one depth frame onto another")
     )

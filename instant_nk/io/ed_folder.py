@@ -32,7 +32,7 @@ class NodeMotion:
     affine: np.ndarray
 
 
-def _numbers(path: Path, wanted: str, count: int | None = None) -> np.ndarray:
+def numbers(path: Path, wanted: str, count: int | None = None) -> np.ndarray:
     """All numbers of a text file, whatever its line layout.
 
     Raises:
@@ -64,7 +64,7 @@ def load_nodes(folder: Path | str) -> np.ndarray:
         DataError: missing, empty, or not a multiple of three numbers.
     """
     path = Path(folder) / "node.txt"
-    values = _numbers(path, "M x 3 node positions in world units")
+    values = numbers(path, "M x 3 node positions in world units")
     if not len(values) or len(values) % 3:
         raise DataError(f"{path}: wanted 3 numbers per node, got {len(values)} numbers.")
     return values.reshape(-1, 3)
@@ -91,7 +91,7 @@ def load(folder: Path | str, frames: list[int]) -> NodeMotion:
         span = f"it has {have[0]}..{have[-1]}" if have else "it has none"
         raise DataError(f"{folder}/accumAffine: no Frame_%03d.txt for frames {missing} ({span}). Set frames.first and frames.count to what the tracker covers.")
     m = len(nodes)
-    affine = [_numbers(names[frame], f"12 per node for M={m} nodes of node.txt: row-major [A|t]", 12 * m).reshape(m, 3, 4) for frame in frames]
+    affine = [numbers(names[frame], f"12 per node for M={m} nodes of node.txt: row-major [A|t]", 12 * m).reshape(m, 3, 4) for frame in frames]
     return NodeMotion(nodes, tuple(frames), np.stack(affine))
 
 
