@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import re
 import types
 import typing
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from instant_nk.errors import ConfigError
+from instant_nk.errors import BackendError, ConfigError
 
 SYNTHETIC = "synthetic"
 
@@ -105,8 +106,12 @@ class ObservationConfig:
 @dataclass(frozen=True)
 class RegistrationConfig:
     source: Literal["solver", "ed_folder", "rig"] = key("solver", "solver: our registration; ed_folder: an external tracker's; rig: a skinned glTF")
-    folder: str | None = key(None, "source ed_folder: folder with node.txt and accumAffine/; source rig: the .glb or .gltf file")
-    iterations: int = key(30, "Gauss-Newton iterations per frame at most")
+    folder: str | None = key(None, "source ed_folder: folder with node.txt and accumAffine/; source rig: a .glb or .gltf, or an SMPL-family model as .npz")
+    rig_poses: str | None = key(None, "source rig with an SMPL-family model: .npz with poses [N, 3J] (axis-angle) and optionally betas, trans")
+    rig_fps: float | None = key(None, "source rig: frames of the capture per second of the rig's animation; null: one key (or pose) per frame")
+    rig_first_frame: int | None = key(None, "source rig: absolute frame of the animation's first key; null: the first frame used")
+    rig_refine: bool = key(True, "source rig: let the solver start from the rig at every frame; false: take the rig's motion as it is")
+    iterations: int = key(10, "Gauss-Newton iterations per frame from closest points")
     rigidity_weight: float = key(1.0, "weight of the as-rigid-as-possible term against data, both normalised per node")
     image_weight: float = key(1.0, "weight of silhouette and photometric evidence; 0: surfaces only")
     max_points: int = key(6000, "source and target points used per iteration")
@@ -141,10 +146,10 @@ class FieldConfig:
 class MeshConfig:
     formats: list[str] = key(["npz", "ply", "glb"], "which exports to write besides animation.npz: ply, glb, usd, obj, pc2")
     texture: Literal["vertex", "atlas", "per_frame"] = key(
-        "vertex", "vertex: colours per vertex; atlas: one baked UV texture (needs xatlas); per_frame: also an image per frame, for changing appearance"
+        "atlas", "vertex: colours per vertex; atlas: one baked UV texture; per_frame: also an image per frame, for changing appearance"
     )
-    texture_size: int = key(1024, "side of the baked texture, pixels")
-    texture_views: int = key(150, "images the texture is baked from at most, spread over frames and cameras")
+    texture_size: int = key(512, "side of the baked texture, pixels")
+    texture_views: int = key(48, "images the texture is baked from at most, spread over frames and cameras")
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "field": {"window_frames": 3, "steps": 8, "samples_per_step": 3000, "levels": 3, "finest_resolution": 16, "log2_table_size": 12, "checkpoint_every": 4},
         "report": {"path_frames": 4},
     },
+        "mesh": {"texture": "vertex"},
     "fast": {
         "dataset": {"hull_resolution": 128},
         "canonical": {
@@ -210,10 +216,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "graph": {"max_nodes": 600},
         "observation": {"steps": 300, "samples_per_step": 131072, "log2_table_size": 17, "finest_resolution": 256, "surface_resolution": 192, "max_points": 30000},
-        "registration": {"iterations": 40, "max_points": 12000},
+        "registration": {"iterations": 12, "max_points": 12000},
         "field": {"window_frames": 8, "steps": 800, "samples_per_step": 262144, "levels": 8, "log2_table_size": 18, "finest_resolution": 128, "checkpoint_every": 400},
         "report": {"path_frames": 48},
     },
+        "mesh": {"texture_size": 2048, "texture_views": 150},
     "high": {
         "dataset": {"hull_resolution": 128},
         "canonical": {
@@ -222,10 +229,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "graph": {"max_nodes": 1000},
         "observation": {"steps": 800, "samples_per_step": 262144, "log2_table_size": 18, "finest_resolution": 384, "surface_resolution": 256, "max_points": 60000},
-        "registration": {"iterations": 60, "max_points": 20000},
+        "registration": {"iterations": 16, "max_points": 20000},
         "field": {"window_frames": 8, "steps": 3000, "samples_per_step": 524288, "levels": 8, "log2_table_size": 19, "finest_resolution": 192, "checkpoint_every": 1000},
         "report": {"path_frames": 96},
     },
+        "mesh": {"texture_size": 4096, "texture_views": 300},
 }  # fmt: skip
 
 
@@ -418,6 +426,21 @@ def for_sequences(config: Config, values: dict[str, Any] | None = None) -> dict[
 
 def _require(condition: bool, path: str, wanted: str, got: Any) -> None:
     if not condition:
+def check_packages(config: Config) -> None:
+    """Refuse settings that need a package which is not installed: before the first stage, not after hours in the one that needs it.
+
+    Raises:
+        BackendError: names the setting, the package and what to do.
+    """
+    needs = (
+        (config.mesh.texture != "vertex", f"mesh.texture: {config.mesh.texture}", "xatlas", "xatlas", "set mesh.texture: vertex"),
+        ("usd" in config.mesh.formats, "mesh.formats: usd", "pxr", "usd-core", "leave usd out of mesh.formats"),
+    )
+    for wanted, setting, module, package, otherwise in needs:
+        if wanted and importlib.util.find_spec(module) is None:
+            raise BackendError(f"{setting} needs the package {package}, which is not installed. pip install {package}, or {otherwise}.")
+
+
         raise ConfigError(f"config key '{path}': wanted {wanted}, got {got!r}.")
 
 
@@ -429,7 +452,7 @@ def _check(config: Config) -> None:
             continue
         for item in dataclasses.fields(part):
             value = getattr(part, item.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and item.name not in ("first", "seed", "canonical_frame"):
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and item.name not in ("first", "seed", "canonical_frame", "rig_first_frame"):
                 zero_ok = item.name.endswith("_weight") or item.name in (
                     "heldout_cameras",
                     "keep_components",

@@ -138,6 +138,10 @@ class Paths:
 
     @property
     def animation_glb(self) -> Path:
+    def texture_frame(self, frame: int) -> Path:
+        """The texture of one frame, in the layout of `texture`; there with `mesh.texture: per_frame` only."""
+        return self.mesh / "texture" / f"{frame:06d}.png"
+
         return self.mesh / "animation.glb"
 
     @property

@@ -53,7 +53,7 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int, padding: int = 6)
         import xatlas
     except ImportError:
         raise BackendError(
-            "mesh.texture: atlas needs the package xatlas, which is not installed. pip install 'instant-nk[texture]', or set mesh.texture: vertex."
+            "mesh.texture: atlas needs the package xatlas, which is not installed. pip install xatlas, or set mesh.texture: vertex."
         ) from None
     atlas = xatlas.Atlas()
     atlas.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.uint32))
@@ -144,7 +144,7 @@ def _may_be_seen(position: Tensor, faces: Tensor, face_index: Tensor) -> Tensor:
 
 
 def bake(
-    animation: Animation, dataset: Dataset, size: int, *, passes: int = 3, max_views: int = 150, device: str = "cpu", rest: np.ndarray | None = None
+    animation: Animation, dataset: Dataset, size: int, *, passes: int = 2, max_views: int = 150, device: str = "cpu", rest: np.ndarray | None = None
 ) -> tuple[Texture, dict[str, float]]:
     """One texture for all frames of an animation, from the training images.
 

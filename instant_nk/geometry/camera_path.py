@@ -14,6 +14,14 @@ def up_direction(c2w: np.ndarray) -> np.ndarray:
     return up / length if length > 1e-6 else np.array([0.0, 1.0, 0.0])
 
 
+def up_axis(c2w: np.ndarray) -> np.ndarray:
+    """The world axis nearest to `up_direction`: one of +x, -x, +y, ..., f64 [3]."""
+    up = up_direction(c2w)
+    axis = np.zeros(3)
+    axis[np.abs(up).argmax()] = np.sign(up[np.abs(up).argmax()])
+    return axis
+
+
 def look_at(eye: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndarray:
     """Camera-to-world f64 [4, 4] of a camera at `eye` that looks at `target`."""
     forward = np.asarray(target, np.float64) - eye

@@ -98,7 +98,7 @@ def load_animation(path: Path) -> Animation:
     """Read and check an animation.
 
     Raises:
-        ContractError: an array has another shape or type, or a vertex is not finite.
+        ContractError: an array has another shape or type, a vertex is not finite, there are no faces, or an index is out of range.
     """
     _, arrays = artifact.load_npz(path, "animation", ANIMATION_FORMAT)
     missing = [name for name in Animation.__dataclass_fields__ if name not in arrays]
@@ -111,6 +111,10 @@ def load_animation(path: Path) -> Animation:
         ("sdf_residual", (n, v), np.float32), ("cycle_error", (n, v), np.float32), ("n_views", (n, v), np.int32),
     ):  # fmt: skip
         artifact.check_array(path, name, arrays[name], shape, dtype)
+    if not len(animation.faces):
+        raise ContractError(f"{path}: the mesh has no faces. Re-run stages 'canonical' to 'mesh'.")
+    if animation.faces.min() < 0 or animation.faces.max() >= v:
+        raise ContractError(f"{path}: 'faces' must index V={v} vertices; got {animation.faces.min()}..{animation.faces.max()}. Re-run stage 'mesh'.")
     return animation
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from instant_nk import layout
 from instant_nk.fitting import texture as baking
-from instant_nk.geometry import spaces
+from instant_nk.geometry import camera_path, spaces
 from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact
 from instant_nk.io import dataset as dataset_io
@@ -55,20 +55,21 @@ def _export(
     name: str, path: Path, job: Job, dataset: dataset_io.Dataset, animation: Animation, mesh: mesh_io.Mesh, texture: Texture | None
 ) -> dict[str, float | bool]:
     """Write one format; numbers about it where it has any."""
-    fps = job.config.report.fps
+    fps, up = job.config.report.fps, tuple(camera_path.up_axis(dataset.cameras.c2w))
+    images = [job.paths.texture_frame(frame) for frame in animation.frames.tolist()] if job.config.mesh.texture == "per_frame" else None
     if name == "ply":
         ply.export_ply_sequence(animation, path)
     elif name == "obj":
-        obj.export_obj_sequence(animation, path, texture)
+        obj.export_obj_sequence(animation, path, texture, images)
     elif name == "usd":
-        usd.export_usd(animation, path, fps, texture)
+        usd.export_usd(animation, path, fps, texture, up, images=images)
     elif name == "pc2":
         pc2.export_pc2(animation, path, fps, texture)
     else:
-        glb.export_glb(animation, path, fps, texture)
+        glb.export_glb(animation, path, fps, texture, up=up)
         rest = spaces.transform_points(dataset.world_from_scene, mesh.vertices).astype(np.float32)
         compact = path.with_name("animation_skinned.glb")
-        return skinned.export_skinned_glb(animation, compact, fps, graph_io.load(job.paths.graph), rest, dataset.world_from_scene, texture)
+        return skinned.export_skinned_glb(animation, compact, fps, graph_io.load(job.paths.graph), rest, dataset.world_from_scene, texture, up=up)
     return {}
 
 
@@ -95,7 +96,7 @@ def _texture(job: Job, dataset: dataset_io.Dataset, animation: Animation, mesh: 
     _save_image(job.paths.texture.with_suffix(".png"), texture.image)
     if config.texture == "per_frame":
         for frame, image in baking.bake_frames(animation, dataset, texture, device=job.device):
-            _save_image(job.paths.mesh / "texture" / f"{frame:06d}.png", image)
+            _save_image(job.paths.texture_frame(frame), image)
     return texture, {f"texture_{name}": value for name, value in found.items()}
 
 

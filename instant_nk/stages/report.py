@@ -30,7 +30,7 @@ def run(job: Job) -> None:
     """Measure and draw; the page is written last, so that it is there only when everything is."""
     watch = log.measure()
     results = report_results.load(job)
-    neural, drawn = neural_renderer(job, results), MeshRenderer(results.animation, job.device, texture=results.texture)
+    neural, drawn = neural_renderer(job, results), MeshRenderer(results.animation, job.device, texture=results.texture, images=results.frame_textures)
     views = render_heldout(job.paths.report, results, neural, drawn)
     films = report_films.write(job, results, neural, drawn)
     scores = score(results, drawn, views)

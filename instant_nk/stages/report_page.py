@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from instant_nk import __version__
-from instant_nk.geometry import evaluation, spaces
+from instant_nk.geometry import camera_path, evaluation, spaces
 from instant_nk.io.export.video import write_video
 from instant_nk.io.mesh import Animation
 from instant_nk.io.metrics import QUANTITIES, StageCost
@@ -22,6 +22,7 @@ from instant_nk.viewer.mesh_renderer import MeshRenderer
 from instant_nk.viewer.player import player_html
 
 PLAYER_FRAMES = 120  # of longer clips every n-th frame is embedded
+PLAYER_POINTS = 12_000_000  # vertices times frames: some 40 MB of page
 SHOWN_SIDE = 420  # pixels, of pictures inside the page
 FILM_ID = "input-video"
 SOUNDNESS = (
@@ -42,8 +43,8 @@ def build(
 ) -> str:
     """The page's HTML."""
     doubtful = results.motion.frames[~results.motion.converged].tolist()
-    body = hero(job, results, films)
-    body += page.cards(summary)
+    body = hero(job, results, films, page.cards(summary, 0, page.LEADING)) + reel(films)
+    body += page.cards(summary, page.LEADING)
     if doubtful:
         body += page.notice(f"Registration calls these frames doubtful, and they are marked below: {', '.join(map(str, doubtful))}.")
     if summary.get("chamfer_pct") is None:
@@ -55,6 +56,7 @@ def build(
         "Graph", graph_pictures(results), f"{len(results.graph.node_positions)} nodes, {len(results.graph.edges)} edges, at the canonical frame."
     )
     body += page.section("Quality per frame", quality(per_frame, doubtful))
+    body += page.section("Files", page.files(exported(job)), "World coordinates. What each holds and how to open it: docs/formats.md.")
     body += page.section("Is the mesh sound?", soundness(summary), verdict(summary))
     body += page.section("Training", page.loss_charts(costs))
     body += page.section("Cost", page.cost_charts(costs), "Time is the sum over a stage's jobs, also of those that ran side by side.")
@@ -67,31 +69,67 @@ def build(
 # Films and the 3-D view
 
 
-def hero(job: Job, results: Results, films: dict[str, Path]) -> str:
-    """The animated mesh in 3-D, the input at the same frames beside it, and the videos along the camera path."""
-    every = -(-len(results.animation.frames) // PLAYER_FRAMES)
+def hero(job: Job, results: Results, films: dict[str, Path], figures: str) -> str:
+    """The animated mesh in 3-D, and beside it the input at the same frames and the leading figures."""
+    every = frames_apart(results.animation)
     shown = thinned(results.animation, every)
     fps = job.config.report.fps
     player = player_html(
         shown,
         fps=fps,
         texture=results.texture,
+        images=[results.frame_textures[frame] for frame in shown.frames.tolist()] if results.frame_textures else None,
         nodes=live_nodes(results, shown),
         edges=results.graph.edges,
-        title=job.paths.root.name,
-        up=tuple(_up(results)),
+        title="drag to turn, wheel to zoom, space to play",
+        up=tuple(camera_path.up_axis(results.dataset.cameras.c2w)),
         eye=tuple(results.dataset.cameras.c2w[0, :3, 3]),
         background="#ffffff",
         video_id=FILM_ID,
     )
     caption = f"input, camera {results.dataset.cameras.names[0]}, at the same frame" + (f" (every {every}th)" if every > 1 else "")
     film = page.film(input_film(results, shown, fps), caption, identity=FILM_ID, playing=False)
-    path = "".join(
-        page.film(films[name].read_bytes(), caption)
-        for name, caption in (("rgb", "neural rendering along a camera path"), ("depth", "its depth, dark is near"))
-    )
-    turntable = page.film(films["turntable"].read_bytes(), "the animated mesh on a turntable, in colour and bare")
-    return f"<div class='hero'><div class='shown'>{player}{turntable}</div><div class='films'><div class='wide'>{film}</div>{path}</div></div>"
+    return f"<div class='hero'>{player}<div class='beside'>{film}{figures}</div></div>"
+
+
+def reel(films: dict[str, Path]) -> str:
+    """The mesh on its turntable, and the fields along a camera path."""
+    told = {
+        "turntable": "the animated mesh on a turntable, in colour and bare",
+        "rgb": "neural rendering along a camera path",
+        "depth": "its depth, dark is near",
+    }
+    return f"<div class='reel'>{''.join(page.film(films[name].read_bytes(), caption) for name, caption in told.items())}</div>"
+
+
+def frames_apart(animation: Animation) -> int:
+    """Every which frame the player embeds: of long clips and large meshes not all, or the page would not open."""
+    count, vertices = animation.vertices.shape[:2]
+    most = max(2, min(PLAYER_FRAMES, PLAYER_POINTS // vertices))
+    return -(-count // most)
+
+
+def exported(job: Job) -> list[tuple[str, str, int]]:
+    """What lies in the results for other tools: what it is, path relative to the page, bytes."""
+    mesh, report = job.paths.mesh, job.paths.report
+    known = [
+        ("animated mesh, morph targets: Blender, three.js, engines", job.paths.animation_glb),
+        ("the same as a skeleton, small", mesh / "animation_skinned.glb"),
+        ("USD, time samples", mesh / "animation.usdc"),
+        ("point cache for Blender", mesh / "animation_cache.pc2"),
+        ("baked texture", job.paths.texture.with_suffix(".png")),
+        ("vertices of all frames, with quality, for NumPy", job.paths.animation),
+        ("a mesh per frame, with quality", mesh / "frames"),
+        ("a mesh per frame", mesh / "obj"),
+        ("a texture per frame", mesh / "texture"),
+        ("held-out cameras, rendered", report / "renders"),
+        ("every number of this page", job.paths.metrics),
+    ]
+    return [
+        (what, f"../{path.relative_to(job.paths.root).as_posix()}{'/' if path.is_dir() else ''}", 0 if path.is_dir() else path.stat().st_size)
+        for what, path in known
+        if path.exists()
+    ]
 
 
 def thinned(animation: Animation, every: int) -> Animation:
@@ -105,14 +143,6 @@ def live_nodes(results: Results, shown: Animation) -> np.ndarray:
     rows = [results.motion.index(int(frame)) for frame in shown.frames]
     scene = results.graph.node_positions + results.motion.translations[rows]
     return spaces.transform_points(results.dataset.world_from_scene, scene).astype(np.float32)
-
-
-def _up(results: Results) -> np.ndarray:
-    """The world axis nearest to the cameras' common up, [3]."""
-    up = -results.dataset.cameras.c2w[:, :3, 1].mean(0)
-    axis = np.zeros(3)
-    axis[np.abs(up).argmax()] = np.sign(up[np.abs(up).argmax()])
-    return axis
 
 
 def input_film(results: Results, shown: Animation, fps: float) -> bytes:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import imageio.v3 as iio
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,6 +17,23 @@ from instant_nk.geometry.texture import Texture
 from instant_nk.io.mesh import Animation
 
 
+def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The texture of one frame u8 [S, S, 3].
+
+    Raises:
+        ContractError: missing, unreadable, or of another size than the texture whose layout it shares.
+    """
+    try:
+        image = iio.imread(path)
+    except (OSError, ValueError) as error:
+        raise ContractError(f"{path}: not a readable picture ({error}). Re-run stage 'mesh' (--forcerun mesh_join).") from None
+    if image.shape != shape:
+        raise ContractError(
+            f"{path}: wanted a picture of {list(shape)} like the texture's, got {list(image.shape)}. Re-run stage 'mesh' (--forcerun mesh_join)."
+        )
+    return image
+
+
 class MeshRenderer:
     """Draws an animation in world space.
 
@@ -21,12 +42,21 @@ class MeshRenderer:
         device: where to rasterise.
         supersample: samples along each axis of a pixel.
         texture: shown instead of the vertex colours.
+        images: picture files that replace the texture's at a frame, by frame number.
 
     Raises:
         ContractError: the texture belongs to another mesh.
     """
 
-    def __init__(self, animation: Animation, device: str = "cpu", supersample: int = 2, texture: Texture | None = None):
+    def __init__(
+        self,
+        animation: Animation,
+        device: str = "cpu",
+        supersample: int = 2,
+        texture: Texture | None = None,
+        images: Mapping[int, Path] | None = None,
+    ):
+        self.images, self.painted = images or {}, None
         self.animation, self.device, self.supersample = animation, device, supersample
         self.row = {int(frame): i for i, frame in enumerate(animation.frames)}
         self.faces = torch.from_numpy(animation.faces).long().to(device)
@@ -38,6 +68,12 @@ class MeshRenderer:
                 raise ContractError("texture: lies on another mesh than the animation's. Re-run stage 'mesh' (--forcerun mesh_join).")
             self.uv, self.uv_faces = torch.from_numpy(texture.uv).to(device), torch.from_numpy(texture.faces).long().to(device)
             self.image = torch.from_numpy(texture.image).float().to(device) / 255
+
+    def _paint(self, frame: int) -> None:
+        """Make the texture's image that of a frame, where frames have their own; the last one is kept."""
+        if frame in self.images and self.painted != frame:
+            image = read_image(self.images[frame], tuple(self.image.shape))
+            self.image, self.painted = torch.from_numpy(image).to(self.device).float() / 255, frame
 
     def _frame(self, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Vertices and vertex normals [V, 3] of a frame; the last one is kept, because many cameras look at it."""
@@ -63,6 +99,7 @@ class MeshRenderer:
         """
         n, (width, height) = self.supersample, size
         vertices, normals = self._frame(frame)
+        self._paint(frame)
         w2c = torch.from_numpy(np.linalg.inv(np.asarray(c2w, np.float64)))
         scaled = torch.from_numpy(np.diag([n, n, 1.0]) @ np.asarray(K, np.float64))
         raster = rasterize.rasterize(vertices, self.faces, w2c, scaled, (width * n, height * n))

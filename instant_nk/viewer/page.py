@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -14,18 +15,21 @@ from instant_nk.io.metrics import QUANTITIES, StageCost
 from instant_nk.viewer import charts, pictures
 
 PROMISE = "Calibrated multi-view video in, an animated mesh with constant topology out."
-CARDS = (  # what a reader looks for first
-    ("chamfer_pct", "surface error", "%"),
-    ("track_mean_pct", "tracking error", "%"),
-    ("test_psnr_db", "held-out views", "dB"),
-    ("test_fg_psnr_db", "held-out, subject only", "dB"),
-    ("silhouette_iou", "silhouettes", "IoU"),
-    ("jitter_pct", "jitter", "%"),
-    ("flipped_fraction", "flipped faces", ""),
-    ("vertices", "vertices", ""),
-    ("wall_s", "computing time", "s"),
-    ("peak_host_mib", "peak memory", "MiB"),
+CARDS = (  # what a reader looks for first: name, label, unit shown, factor from the summary's unit
+    ("track_mean_pct", "tracking error", "%", 1),
+    ("chamfer_pct", "surface error", "%", 1),
+    ("test_psnr_db", "held-out views, neural", "dB", 1),
+    ("texture_test_psnr_db", "held-out views, textured mesh", "dB", 1),
+    ("silhouette_iou", "silhouette overlap", "%", 100),
+    ("test_fg_psnr_db", "held-out, subject only", "dB", 1),
+    ("jitter_pct", "jitter", "%", 1),
+    ("flipped_fraction", "flipped faces", "%", 100),
+    ("vertices", "vertices", "", 1),
+    ("frames", "frames", "", 1),
+    ("wall_s", "computing time", "min", 1 / 60),
+    ("peak_host_mib", "peak memory", "GiB", 1 / 1024),
 )
+LEADING = 4  # cards that stand beside the 3-D view
 
 
 def text(value: Any) -> str:
@@ -52,17 +56,35 @@ def notice(message: str) -> str:
     return f"<div class='notice'>{text(message)}</div>"
 
 
-def cards(summary: Mapping[str, float | None]) -> str:
-    """The figures a reader looks for first; those without a value are left out."""
+def cards(summary: Mapping[str, float | None], first: int = 0, last: int | None = None) -> str:
+    """The figures a reader looks for first, from the first to before the last of those that have a value."""
+    known = [card for card in CARDS if summary.get(card[0]) is not None]
     return (
         "<div class='cards'>"
         + "".join(
-            f"<div class='card' title='{text(QUANTITIES[name].meaning)} [{text(QUANTITIES[name].unit)}]'><b>{charts.number(summary[name])}<small>{unit}</small></b><span>{label}</span></div>"
-            for name, label, unit in CARDS
-            if summary.get(name) is not None
+            f"<div class='card' title='{text(QUANTITIES[name].meaning)}'><b>{_grouped(summary[name] * factor)}<small>{unit}</small></b><span>{label}</span></div>"
+            for name, label, unit, factor in known[first:last]
         )
         + "</div>"
     )
+
+
+def _grouped(value: float) -> str:
+    """A number as people read it, thousands apart."""
+    return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 10000 else charts.number(value)
+
+
+def files(places: Iterable[tuple[str, str, int]]) -> str:
+    """Links to files beside the page.
+
+    Args:
+        places: what it is, path relative to the page, bytes (0: a folder, whose size is not told).
+    """
+    rows = "".join(
+        f"<li><a href='{text(quote(path))}'>{text(path.removeprefix('../').split('/', 1)[-1])}</a> <span>{text(what)}{f', {size / 2**20:.1f} MiB' if size else ''}</span></li>"
+        for what, path, size in places
+    )
+    return f"<ul class='files'>{rows}</ul>"
 
 
 def picture(image: np.ndarray, caption: str) -> str:
@@ -74,9 +96,9 @@ def picture(image: np.ndarray, caption: str) -> str:
 
 
 def film(data: bytes, caption: str, *, identity: str = "", still: np.ndarray | None = None, playing: bool = True) -> str:
-    """A figure with an mp4 inside the page; one that does not play by itself is moved by something else on the page."""
+    """A figure with an mp4 inside the page, with controls while it is pointed at; one that does not play by itself is moved by something else on the page."""
     poster = f" poster='{pictures.data_uri(pictures.png_bytes(still), 'image/png')}'" if still is not None else ""
-    how = "autoplay loop controls" if playing else ""
+    how = "autoplay loop tabindex='0' onmouseenter='controls=true' onmouseleave='controls=false' onfocus='controls=true'" if playing else ""
     return (
         f"<figure><video {f'id={identity}' if identity else ''} muted playsinline {how}{poster} src='{pictures.data_uri(data, 'video/mp4')}'></video>"
         f"<figcaption>{text(caption)}</figcaption></figure>"

@@ -11,11 +11,14 @@ import base64
 import gzip
 import html
 import json
+from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
+from PIL import Image
 from scipy import sparse
 from scipy.sparse import csgraph
 
@@ -23,8 +26,10 @@ from instant_nk.errors import ContractError
 from instant_nk.geometry.texture import Texture
 from instant_nk.io.export.common import bytes_from_colours, check_animation, check_fps
 from instant_nk.io.mesh import Animation
+from instant_nk.viewer.mesh_renderer import read_image
 
 STEPS = 65535  # the longest side of the box in quantisation steps
+IMAGE_PIXELS = 24_000_000  # of all frames' own textures together: about 5 MB of JPEG, 100 MB on the graphics card
 SHADINGS = ("lit", "colour", "clay", "normals", "depth")  # the numbers assets/player.js knows them by
 
 
@@ -101,6 +106,15 @@ def _pack(animation: Animation, texture: Texture | None, nodes: np.ndarray | Non
     return gzip.compress(b"".join(pack.chunks), 9, mtime=0), meta
 
 
+def _image_urls(texture: Texture | None, paths: Sequence[Path]) -> list[str]:
+    """The texture's picture; or one per frame, so small that all together have at most IMAGE_PIXELS."""
+    if texture is None or not paths:
+        return [] if texture is None else [_image_url(texture.image)]
+    side = min(len(texture.image), int((IMAGE_PIXELS / len(paths)) ** 0.5))
+    pictures = (Image.fromarray(read_image(path, texture.image.shape)) for path in paths)
+    return [_image_url(np.asarray(picture.resize((side, side), Image.Resampling.BOX))) for picture in pictures]
+
+
 def _image_url(image: np.ndarray) -> str:
     data = iio.imwrite("<bytes>", image, extension=".jpg", quality=92)
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
@@ -111,6 +125,7 @@ def player_html(
     *,
     fps: float,
     texture: Texture | None = None,
+    images: Sequence[Path] | None = None,
     nodes: np.ndarray | None = None,
     edges: np.ndarray | None = None,
     title: str = "",
@@ -129,6 +144,7 @@ def player_html(
         animation: world coordinates.
         fps: frames per second.
         texture: shown instead of vertex colours; embedded as JPEG.
+        images: with a texture: picture files, one per frame, shown instead of its own; made smaller where they are many.
         nodes: graph node positions at every frame, f32 [N, M, 3], world units; with `edges` i32 [E, 2].
         title: shown over the picture.
         up: the world's up direction.
@@ -137,12 +153,14 @@ def player_html(
         video_id: id of a `<video>` element on the page that is kept at the same frame.
 
     Raises:
-        ContractError: the animation cannot be shown, or nodes do not match its frames.
+        ContractError: the animation cannot be shown, nodes or images do not match its frames, or an image cannot be read.
     """
     check_animation(animation, "player")
     check_fps(fps)
     if nodes is not None and (edges is None or nodes.ndim != 3 or len(nodes) != len(animation.frames)):
         raise ContractError(f"player: graph nodes must be [N={len(animation.frames)}, M, 3] and come with edges [E, 2]; got {list(nodes.shape)}.")
+    if images and (texture is None or len(images) != len(animation.frames)):
+        raise ContractError(f"player: images must be one per frame, N={len(animation.frames)}, and come with a texture; got {len(images)}.")
     data, meta = _pack(animation, texture, nodes, edges)
     direction = np.asarray(up, np.float64) / np.linalg.norm(up)
     meta |= {
@@ -151,7 +169,7 @@ def player_html(
         "up": direction.tolist(),
         "eye": None if eye is None else [float(x) for x in eye],
         "floor": float((animation.vertices @ direction).min()),
-        "image": None if texture is None else _image_url(texture.image),
+        "images": _image_urls(texture, images or []),
         "video": video_id,
     }
     assets = resources.files("instant_nk.viewer") / "assets"
@@ -162,8 +180,8 @@ def player_html(
 <canvas tabindex="0" aria-label="3-D view: drag to turn, wheel to zoom, space to play"></canvas>
 <div class="nk-title">{html.escape(title)}</div><div class="nk-message">unpacking …</div>
 <div class="nk-bar"><button type="button" class="nk-play" aria-label="play">▶</button>
-<input type="range" class="nk-time" min="0" value="0" step="1" aria-label="time"><span class="nk-frame"></span>
-<label>shading <select class="nk-shading">{options}</select></label>
+<input type="range" class="nk-time" min="0" value="0" step="1" aria-label="time"><span class="nk-frame"></span></div>
+<div class="nk-bar nk-options"><label>shading <select class="nk-shading">{options}</select></label>
 <label><input type="checkbox" class="nk-wireframe"> wireframe</label>{graph}
 <label>background <input type="color" class="nk-background" value="{html.escape(background)}"></label></div>
 <script type="application/json" class="nk-meta">{json.dumps(meta, allow_nan=False).replace("<", chr(92) + "u003c")}</script>

@@ -126,3 +126,20 @@ def test_a_full_disk_leaves_the_earlier_file_untouched(make_animation, tmp_path,
         export_glb(make_animation(4), tmp_path / "a.glb", fps=10)
     assert (tmp_path / "a.glb").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.glb"]
+
+
+@pytest.mark.parametrize("up", [(0, 0, 1), (0, 0, -1), (0, -1, 0), (1, 0, 0), (-1, 0, 0)])
+def test_a_capture_with_another_up_stands_and_keeps_its_numbers(animation, tmp_path, up, khronos_issues):
+    export_glb(animation, tmp_path / "a.glb", fps=10, up=up)
+    assert np.abs(play(tmp_path / "a.glb")[1] - animation.vertices).max() < 2e-7  # below the node that turns
+    rotation = trimesh.load(tmp_path / "a.glb", force="scene").graph.get("animated_mesh")[0][:3, :3]
+    assert np.allclose(rotation @ up, [0, 1, 0], atol=1e-7) and np.linalg.det(rotation) == pytest.approx(1)
+    assert khronos_issues(tmp_path / "a.glb") == []
+
+
+def test_a_z_up_capture_comes_back_to_its_world_in_a_z_up_tool(animation, tmp_path):
+    """Blender turns (x, y, z) of a glTF scene to (x, -z, y)."""
+    export_glb(animation, tmp_path / "a.glb", fps=10, up=(0, 0, 1))
+    scene = trimesh.load(tmp_path / "a.glb", force="scene")
+    x, y, z = (scene.graph.get("animated_mesh")[0][:3, :3] @ animation.vertices[0].T).astype(np.float32)
+    assert np.allclose(np.stack([x, -z, y], 1), animation.vertices[0], atol=1e-6)

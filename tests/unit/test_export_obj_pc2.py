@@ -1,5 +1,6 @@
 """OBJ sequence and PC2 point cache, read back by trimesh and by the formats' definitions."""
 
+import dataclasses
 import struct
 
 import imageio.v3 as iio
@@ -68,4 +69,33 @@ def test_pc2_refuses_uneven_frames(animation, tmp_path):
     animation.frames[-1] += 5
     with pytest.raises(ContractError, match=r"evenly spaced frames only; got steps \[1, 6\]"):
         export_pc2(animation, tmp_path / "animation.pc2", fps=25)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_frame_s_obj_names_its_own_texture(animation, tmp_path, make_texture):
+    images = [tmp_path / f"t{i}.png" for i in range(len(animation.frames))]
+    for i, image in enumerate(images):
+        iio.imwrite(image, np.full((8, 8, 3), 40 * i, np.uint8))
+    export_obj_sequence(animation, tmp_path / "obj", make_texture(animation), images)
+    assert not (tmp_path / "obj" / "texture.png").exists()
+    for i, frame in enumerate(animation.frames):
+        read = trimesh.load(tmp_path / "obj" / f"{frame:06d}.obj", process=False)
+        assert np.asarray(read.visual.material.image)[0, 0, 0] == 40 * i
+
+
+@pytest.mark.parametrize("textured", [False, True])
+def test_a_full_disk_leaves_the_earlier_cache_and_its_mesh_as_they_were(animation, tmp_path, make_texture, request, textured):
+    texture = make_texture(animation) if textured else None
+    export_pc2(animation, tmp_path / "clip.pc2", fps=25, texture=texture)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    request.getfixturevalue("full_disk")
+    with pytest.raises(ContractError, match=r"clip\..*: could not be written: No space left on device"):
+        export_pc2(animation, tmp_path / "clip.pc2", fps=30, texture=texture)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("export", [lambda a, p: export_obj_sequence(a, p / "obj"), lambda a, p: export_pc2(a, p / "a.pc2", 25)])
+def test_zero_faces_are_refused_before_anything_is_written(animation, tmp_path, export):
+    with pytest.raises(ContractError, match="cannot export: the mesh has zero faces"):
+        export(dataclasses.replace(animation, faces=animation.faces[:0]), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """Skinned GLB, read back by pygltflib and skinned again from nothing but the file."""
 
+import dataclasses
+
 import numpy as np
 import pygltflib
 import pytest
@@ -135,3 +137,31 @@ def test_projection_onto_the_simplex():
     assert (w >= 0).all() and np.allclose(w.sum(1), 1)
     inside = rng.dirichlet(np.ones(5), 50)
     assert np.allclose(_on_simplex(inside), inside)
+
+
+def test_a_z_up_capture_stands_and_the_turn_sits_above_the_joints(make_animation, tmp_path, khronos_issues):
+    animation = make_animation(3)
+    export_skinned_glb(animation, tmp_path / "s.glb", 10, graph_of(animation.vertices[0]), animation.vertices[0], np.eye(4), up=(0, 0, 1))
+    document = pygltflib.GLTF2().load(str(tmp_path / "s.glb"))
+    top = document.nodes[document.scenes[0].nodes[1]]
+    assert document.skins[0].skeleton in top.children and np.allclose(Rotation.from_quat(top.rotation).apply([0, 0, 1]), [0, 1, 0])
+    assert 100 * np.linalg.norm(play(tmp_path / "s.glb") - animation.vertices, axis=2).max() / diagonal(animation) < 2  # the joints are where they were
+    assert khronos_issues(tmp_path / "s.glb") == []
+
+
+def test_a_full_disk_leaves_the_earlier_skinned_file_untouched(make_animation, tmp_path, request):
+    animation = make_animation(3)
+    (tmp_path / "s.glb").write_bytes(b"old")
+    request.getfixturevalue("full_disk")
+    with pytest.raises(ContractError, match=r"s\.glb: could not be written: No space left on device"):
+        export_skinned_glb(animation, tmp_path / "s.glb", 10, graph_of(animation.vertices[0]), animation.vertices[0], np.eye(4))
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("s.glb", b"old")]
+
+
+def test_zero_faces_are_refused_before_anything_is_written(make_animation, tmp_path):
+    animation = make_animation(3)
+    graph = graph_of(animation.vertices[0])
+    bare = dataclasses.replace(animation, faces=animation.faces[:0])
+    with pytest.raises(ContractError, match=r"s\.glb: cannot export: the mesh has zero faces"):
+        export_skinned_glb(bare, tmp_path / "s.glb", 10, graph, animation.vertices[0], np.eye(4))
+    assert not list(tmp_path.iterdir())

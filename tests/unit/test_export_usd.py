@@ -1,6 +1,8 @@
 """USD, read back and judged by usd-core's own validators."""
 
+import dataclasses
 import sys
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -50,7 +52,7 @@ def test_every_second_frame_plays_at_the_asked_rate(animation, tmp_path):
     from pxr import Usd
 
     animation.frames[:] = [0, 2, 4, 6]
-    export_usd(animation, tmp_path / "a.usdc", fps=10, up_axis="Z")
+    export_usd(animation, tmp_path / "a.usdc", fps=10, up=(0, 0, 1))
     stage = Usd.Stage.Open(str(tmp_path / "a.usdc"))
     assert (stage.GetEndTimeCode() - stage.GetStartTimeCode()) / stage.GetTimeCodesPerSecond() == pytest.approx(0.3)
 
@@ -98,3 +100,46 @@ def test_a_layer_that_cannot_be_written_is_one_clear_error(animation, tmp_path, 
     with pytest.raises(ContractError, match=r"a\.usdc: could not be written: No space left on device"):
         export_usd(animation, tmp_path / "a.usdc", fps=10)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("up", "axis"), [((0, 0, 1), "Z"), ((0, 1, 0), "Y"), ((0, -1, 0), "Y"), ((1, 0, 0), "Y")])
+def test_the_subject_stands_along_the_axis_the_stage_calls_up(animation, tmp_path, up, axis):
+    from pxr import Usd, UsdGeom
+
+    export_usd(animation, tmp_path / "a.usdc", fps=10, up=up)
+    stage = Usd.Stage.Open(str(tmp_path / "a.usdc"))
+    assert UsdGeom.GetStageUpAxis(stage) == axis
+    turned = UsdGeom.Xformable(mesh_of(stage)).ComputeLocalToWorldTransform(3).TransformDir(tuple(map(float, up)))
+    assert np.allclose(turned, [0, 0, 1] if axis == "Z" else [0, 1, 0], atol=1e-6)
+    assert np.array_equal(np.array(mesh_of(stage).GetPointsAttr().Get(3)), animation.vertices[0])
+    assert validation_errors(tmp_path / "a.usdc") == []
+
+
+def test_textures_per_frame_are_time_samples_of_the_picture(animation, tmp_path, make_texture):
+    from pxr import Usd
+
+    texture = make_texture(animation)
+    images = [tmp_path / "texture" / f"{frame:06d}.png" for frame in animation.frames.tolist()]
+    images[0].parent.mkdir()
+    for image in images:
+        iio.imwrite(image, texture.image)
+    export_usd(animation, tmp_path / "a.usdc", fps=10, texture=texture, images=images)
+    stage = Usd.Stage.Open(str(tmp_path / "a.usdc"))
+    shown = stage.GetPrimAtPath("/animated_mesh/material/texture").GetAttribute("inputs:file")
+    assert shown.GetTimeSamples() == animation.frames.tolist()
+    assert [Path(shown.Get(frame).resolvedPath) for frame in animation.frames.tolist()] == images
+    assert validation_errors(tmp_path / "a.usdc") == []
+
+
+def test_a_full_disk_keeps_the_earlier_picture_and_layer(animation, tmp_path, make_texture, monkeypatch):
+    texture = make_texture(animation)
+    export_usd(animation, tmp_path / "a.usdc", fps=10, texture=texture)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pxr.Sdf.Layer, "Export", full)
+    with pytest.raises(ContractError, match=r"a\.usdc: could not be written"):
+        export_usd(animation, tmp_path / "a.usdc", fps=12, texture=dataclasses.replace(texture, image=texture.image // 2))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

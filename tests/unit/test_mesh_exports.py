@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import sys
 
 import imageio.v3 as iio
 import numpy as np
+import pygltflib
 import pytest
 import torch
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from instant_nk import config as schema
-from instant_nk.errors import ContractError
+from instant_nk.errors import BackendError, ContractError
 from instant_nk.geometry import rasterize, surface
 from instant_nk.io import artifact
 from instant_nk.io import graph as graph_io
@@ -75,7 +78,7 @@ def test_one_call_writes_every_format_with_the_texture_and_says_their_sizes(work
     frames = [f"{f:06d}" for f in animation.frames]
     wanted = {"animation.glb", "animation_skinned.glb", "animation.usdc", "animation.png", "texture.npz", "texture.png"}
     wanted |= {f"animation_cache{end}" for end in (".pc2", ".obj", ".mtl", ".png")} | {f"frames/{f}.ply" for f in frames} | {f"texture/{f}.png" for f in frames}
-    wanted |= {f"obj/{name}" for name in ["surface.mtl", "texture.png", *(f"{f}.obj" for f in frames)]}
+    wanted |= {f"obj/{f}{end}" for f in frames for end in (".obj", ".mtl", ".png")}
     assert present == wanted
     assert numbers["animation_glb_mib"] == pytest.approx((folder / "animation.glb").stat().st_size / 2**20)
     assert numbers["frames_mib"] > 0 and numbers["skinned_written"] and numbers["texture_seen_share"] > 0.9
@@ -104,3 +107,38 @@ def test_an_animation_that_lacks_frames_of_the_sequence_exports_nothing(work, an
     with pytest.raises(ContractError, match=r"frames \[5, 6\] of the sequence are missing from the animation"):
         mesh_exports.write(job(formats=["npz", "ply"]), dataset, cut)
     assert not folder.exists()
+
+
+def test_a_z_up_rig_makes_files_that_stand(work, animation):
+    job, dataset, folder = work
+    c2w = dataset.cameras.c2w
+    c2w[:, :3, 1] = [0, 0, -1]  # the images' down is the world's -z for all cameras
+    mesh_exports.write(job(formats=["npz", "glb", "usd"], texture="vertex"), dataset, animation)
+    for name in ("animation.glb", "animation_skinned.glb"):
+        document = pygltflib.GLTF2().load(str(folder / name))
+        turn = document.nodes[document.scenes[0].nodes[-1]].rotation
+        assert np.allclose(Rotation.from_quat(turn).apply([0, 0, 1]), [0, 1, 0])
+    pytest.importorskip("pxr", reason="usd-core is not installed")
+    from pxr import Usd, UsdGeom
+
+    assert UsdGeom.GetStageUpAxis(Usd.Stage.Open(str(folder / "animation.usdc"))) == "Z"
+
+
+def test_a_canonical_mesh_of_another_version_is_named(work, animation):
+    job, dataset, folder = work
+    path = job().paths.canonical_mesh
+    mesh = mesh_io.load(path)
+    mesh_io.save(path, mesh, artifact.make_header("mesh", mesh_io.MESH_FORMAT + 1, "canonical"))
+    with pytest.raises(ContractError, match=r"mesh\.npz: wanted format 1 of 'mesh', got 2 .* Re-run stage 'canonical'"):
+        mesh_exports.write(job(formats=["npz", "ply"]), dataset, animation)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("values", "package"), [({"formats": ["npz", "usd"]}, "pxr"), ({"texture": "atlas"}, "xatlas"), ({"texture": "per_frame"}, "xatlas")])
+def test_a_missing_package_is_named_before_the_first_stage(monkeypatch, values, package):
+    config = schema.parse({"mesh": {"texture": "vertex"} | values})
+    schema.check_packages(config)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(BackendError, match="pip install (usd-core, or leave usd out|xatlas, or set mesh.texture: vertex)"):
+        schema.check_packages(config)
+    schema.check_packages(schema.parse({"mesh": {"texture": "vertex"}}))  # who asks for neither needs neither

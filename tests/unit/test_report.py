@@ -13,6 +13,7 @@ import pytest
 
 from instant_nk import config as configuration
 from instant_nk import entry, layout
+from instant_nk.errors import ContractError
 from instant_nk.geometry import evaluation, spaces, surface
 from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact, dataset, graph, mesh, metrics, motion, truth
@@ -195,6 +196,58 @@ def test_a_baked_texture_is_shown_and_scored_against_the_held_out_pictures(tmp_p
     left = video[:, :, : video.shape[2] // 2]
     inside = left.min(-1) < 120
     assert inside.mean() > 0.05 and (left[inside][:, 0] - left[inside][:, 1]).mean() > 150
+
+
+def test_frames_own_textures_are_scored_and_played(tmp_path):
+    job = write_run(tmp_path)
+    animation = mesh.load_animation(job.paths.animation)
+    texture = red_texture(animation.faces, animation.vertices.shape[1])
+    mesh.save_texture(job.paths.texture, texture, header("texture", mesh.TEXTURE_FORMAT, "mesh"))
+    for frame in animation.frames.tolist():
+        job.paths.texture_frame(frame).parent.mkdir(exist_ok=True)
+        iio.imwrite(job.paths.texture_frame(frame), np.full((8, 8, 3), 255 if frame % 2 else 0, np.uint8))
+    report.run(job)
+    views = metrics.load(job.paths.metrics)["views"]
+    score = {frame: np.mean([view["texture_psnr_db"] for view in views if view["frame"] == frame]) for frame in animation.frames.tolist()}
+    assert score[1] > score[0] and score[3] > score[2]  # white on a white ground is nearer than black
+    meta = json.loads(re.search(r'class="nk-meta">(.*?)</script>', job.paths.report_page.read_text(), re.S).group(1))
+    assert len(meta["images"]) == len(animation.frames)
+    job.paths.texture_frame(1).unlink()
+    with pytest.raises(ContractError, match=r"the textures of frames \[1\] are missing. Re-run stage 'mesh'"):
+        report.run(job)
+
+
+def test_results_of_another_version_and_missing_frames_are_refused(tmp_path):
+    job = write_run(tmp_path)
+    animation = mesh.load_animation(job.paths.animation)
+    mesh.save_animation(job.paths.animation, animation, header("animation", mesh.ANIMATION_FORMAT + 1, "mesh") | {"package_version": "9.9"})
+    with pytest.raises(ContractError, match=r"wanted format 1 of 'animation', got 2 \(written by version 9.9\). Re-run stage 'mesh'"):
+        report.run(job)
+    per_frame = {name: getattr(animation, name)[:-1] for name in ("frames", "vertices", "sdf_residual", "cycle_error", "n_views")}
+    mesh.save_animation(job.paths.animation, dataclasses.replace(animation, **per_frame), header("animation", mesh.ANIMATION_FORMAT, "mesh"))
+    with pytest.raises(ContractError, match=r"frames \[3\] of the sequence are missing from the animation"):
+        report.run(job)
+    mesh.save_animation(job.paths.animation, dataclasses.replace(animation, faces=animation.faces[:0]), header("animation", mesh.ANIMATION_FORMAT, "mesh"))
+    with pytest.raises(ContractError, match="has no faces"):
+        report.run(job)
+    assert not job.paths.report_page.exists()
+
+
+def test_the_page_links_to_the_files_that_are_there(job):
+    page = job.paths.report_page.read_text()
+    linked = re.findall(r"<li><a href='([^']+)'>", page)
+    assert "../7_mesh/animation.npz" in linked and "../8_report/metrics.json" in linked and "../8_report/renders/" in linked
+    assert all((job.paths.report / path).exists() for path in linked)
+
+
+def test_of_long_clips_and_large_meshes_the_player_gets_fewer_frames(job):
+    animation = mesh.load_animation(job.paths.animation)
+
+    def frames(count, vertices):
+        return -(-count // report_page.frames_apart(dataclasses.replace(animation, vertices=np.broadcast_to(np.float32(0), (count, vertices, 3)))))
+
+    assert frames(100, 10000) == 100 and frames(1000, 10000) <= report_page.PLAYER_FRAMES
+    assert frames(100, 10**6) * 10**6 <= report_page.PLAYER_POINTS and frames(100, 10**8) == 2
 
 
 def test_the_page_is_self_contained_and_marks_doubtful_frames(job):

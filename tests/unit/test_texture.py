@@ -198,7 +198,7 @@ def test_no_view_on_the_surface_is_an_error(body, tmp_path):
 
 def test_without_xatlas_the_message_says_what_to_install(body, monkeypatch):
     monkeypatch.setitem(sys.modules, "xatlas", None)
-    with pytest.raises(BackendError, match=r"pip install 'instant-nk\[texture\]', or set mesh\.texture: vertex"):
+    with pytest.raises(BackendError, match=r"pip install xatlas, or set mesh\.texture: vertex"):
         baking.unwrap(body.vertices[0], body.faces, 64)
 
 

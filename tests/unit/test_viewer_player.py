@@ -5,11 +5,13 @@ import gzip
 import json
 import re
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
 from instant_nk.errors import ContractError
+from instant_nk.viewer import player
 from instant_nk.viewer.player import player_html
 
 
@@ -90,7 +92,12 @@ def page(tmp_path_factory, make_animation, make_texture):
     folder = tmp_path_factory.mktemp("player")
     nodes = animation.vertices[:, ::40]
     edges = np.stack([np.arange(nodes.shape[1] - 1), np.arange(1, nodes.shape[1])], 1).astype(np.int32)
-    for name, options in {"plain": {"nodes": nodes, "edges": edges}, "textured": {"texture": make_texture(animation)}}.items():
+    images = [folder / f"{frame}.png" for frame in animation.frames]
+    for i, image in enumerate(images):
+        iio.imwrite(image, np.full_like(make_texture(animation).image, 0) + np.uint8([220, 10, 10] if i == 0 else [10, 10, 220]))
+    kinds = {"plain": {"nodes": nodes, "edges": edges}, "textured": {"texture": make_texture(animation)}}
+    kinds["per_frame"] = kinds["textured"] | {"images": images}
+    for name, options in kinds.items():
         (folder / f"{name}.html").write_text("<!doctype html><meta charset=utf-8><body>" + player_html(animation, fps=10, background="#ffffff", **options))
     return folder
 
@@ -118,3 +125,27 @@ def test_chromium_shows_texture_shadings_wireframe_and_graph(page, photograph):
     overlay = photograph(page / "plain.html", "#frame=3&wireframe=1&graph=1")
     orange = (overlay[20:600].astype(int) @ [1, 0, -1]) > 90
     assert orange.sum() > 200 and (overlay != plain).mean() > 0.02
+
+
+def test_chromium_shows_each_frame_s_own_texture(page, photograph):
+    for frame, channel in ((3, 0), (6, 2)):
+        picture = photograph(page / "per_frame.html", f"#frame={frame}&shading=colour")
+        inside = picture[20:600][subject(picture)].astype(int)
+        assert len(inside) > 5000 and (inside.argmax(1) == channel).mean() > 0.98
+
+
+def test_frames_own_textures_are_kept_small_together(animation, make_texture, tmp_path, monkeypatch):
+    texture = make_texture(animation)
+    images = [tmp_path / f"{frame}.png" for frame in animation.frames]
+    for image in images:
+        iio.imwrite(image, texture.image)
+    meta, _ = unpack(player_html(animation, fps=10, texture=texture, images=images))
+    assert len(meta["images"]) == len(animation.frames)
+    monkeypatch.setattr(player, "IMAGE_PIXELS", len(images) * 16)
+    meta, _ = unpack(player_html(animation, fps=10, texture=texture, images=images))
+    assert {iio.imread(base64.b64decode(url.partition(",")[2])).shape[:2] for url in meta["images"]} == {(4, 4)}
+    with pytest.raises(ContractError, match="images must be one per frame, N=4"):
+        player_html(animation, fps=10, texture=texture, images=images[:2])
+    images[1].write_bytes(b"no picture")
+    with pytest.raises(ContractError, match="not a readable picture"):
+        player_html(animation, fps=10, texture=texture, images=images)

@@ -74,8 +74,9 @@ rule mesh_join:
     benchmark:
         f"{LOGS}/7_mesh.tsv"
     resources:
+        gpu=lambda wildcards: 0 if config_of(wildcards).mesh.texture == "vertex" else gpus(wildcards),  # the texture is baked on it
         mem_mb=memory_mb(3000, per_frame=animation_mb),
-        runtime=minutes(30, per_frame=0.1),
+        runtime=baking_minutes,
     params:
         reads=reads("mesh"),
         config=command("mesh"),

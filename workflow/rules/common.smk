@@ -35,6 +35,7 @@ def or_stop(work):
 CONFIG = or_stop(lambda: schema.parse(config))
 SEQUENCES = or_stop(lambda: schema.for_sequences(CONFIG, config))
 RESULTS = CONFIG.runtime.results
+or_stop(lambda: [schema.check_packages(settings) for settings in SEQUENCES.values()])
 RUNTIME = json.dumps(schema.beyond_defaults({"runtime": schema.to_dict(CONFIG.runtime)}).get("runtime", {}))
 STARTED = time.time()
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
@@ -217,6 +218,12 @@ def every_sequence(path):
 
 
 def every_batch(sequence):
+def baking_minutes(wildcards, attempt):
+    """Input function for `resources`: minutes of joining windows; where every frame gets its own texture, all images are looked at twice."""
+    own = config_of(wildcards).mesh.texture == "per_frame"
+    return minutes(30, per_frame=0.1, per_image=0.02 if own else 0)(wildcards, attempt)
+
+
     """The observation of all frames of a sequence."""
     return expand(str(AT.observation_batch("{batch}")), sequence=sequence, batch=batches_of(sequence))
 

@@ -65,6 +65,18 @@ def frame_times(frames: np.ndarray, fps: float) -> np.ndarray:
     return ((frames - frames[0]) / (step * fps)).astype(np.float32)
 
 
+def stand(up: np.ndarray) -> list[float] | None:
+    """Unit quaternion (x, y, z, w) that turns the capture's up to +y, which glTF calls up; None where it is up already.
+
+    A capture that is z-up then comes back to its world coordinates in Blender, whose importer turns +y to +z.
+    """
+    x, y, z = (float(a) for a in np.asarray(up, np.float64) / np.linalg.norm(up))
+    if y > 1 - 1e-9:
+        return None
+    quaternion = np.array([-z, 0.0, x, 1 + y]) if y > -1 + 1e-9 else np.array([1.0, 0.0, 0.0, 0.0])
+    return (quaternion / np.linalg.norm(quaternion)).tolist()
+
+
 def unit_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Area-weighted vertex normals of exact unit length, as formats ask for, f32 [V, 3]; +z where no face has area."""
     normals = surface.vertex_normals(vertices, faces)

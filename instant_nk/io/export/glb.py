@@ -3,7 +3,7 @@
 Frame 0 is the base shape; target i holds frame i minus frame 0, and key i gives target i the weight 1, so that the
 shape is exact at every key and, with linear interpolation, moves on straight lines between them. The capture's world
 coordinates are kept; when the subject lies far from the origin the large part sits in the node's translation, so that
-float32 positions keep their precision. glTF calls +y up; a capture with another up-axis appears tilted.
+float32 positions keep their precision. glTF calls +y up; where the capture's up is another, a node above turns the mesh.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from instant_nk.geometry.texture import Texture
-from instant_nk.io.export.common import check_animation, frame_times, linear_from_srgb, unit_normals
+from instant_nk.io.export.common import check_animation, frame_times, linear_from_srgb, stand, unit_normals
 from instant_nk.io.export.gltf import INDEX_DATA, VERTEX_DATA, Document
 from instant_nk.io.mesh import Animation
 
@@ -65,6 +65,7 @@ def export_glb(
     texture: Texture | None = None,
     interpolation: Literal["LINEAR", "STEP"] = "LINEAR",
     morph_normals: bool = True,
+    up: tuple[float, float, float] = (0.0, 1.0, 0.0),
 ) -> None:
     """Write the animation as one .glb with morph targets, whole or not at all.
 
@@ -73,6 +74,7 @@ def export_glb(
         texture: baked atlas; None: vertex colours (COLOR_0, converted to linear light as glTF asks).
         interpolation: between frames: straight lines, or none.
         morph_normals: also store each frame's normals (twice the size); without them viewers shade all frames with the first frame's.
+        up: the world's up.
 
     Raises:
         ContractError: the animation cannot be exported, would pass the format's 4 GiB, or the disk is full.
@@ -99,7 +101,8 @@ def export_glb(
         mesh["extras"]["targetNames"] = [f"frame_{frame:06d}" for frame in animation.frames[1:]]
         _add_weights_animation(document, times, interpolation)
     node = {"name": "animated_mesh", "mesh": 0} | ({"translation": offset.tolist()} if offset.any() else {})
-    document.json |= {"meshes": [mesh], "nodes": [node], "scenes": [{"nodes": [0]}], "scene": 0}
+    document.json |= {"meshes": [mesh], "nodes": [node]}
+    document.add_scene([0], 0, stand(up))
     document.write(path)
 
 

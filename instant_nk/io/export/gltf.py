@@ -65,6 +65,13 @@ class Document:
             "textures": [{"source": 0, "sampler": 0}],
         }
 
+    def add_scene(self, roots: list[int], turned: int, turn: list[float] | None) -> None:
+        """Make these nodes the scene; one of them below a node that turns it by a quaternion (x, y, z, w), where that is given."""
+        if turn is not None:
+            self.json["nodes"].append({"name": "up", "rotation": turn, "children": [turned]})
+            roots = [len(self.json["nodes"]) - 1 if root == turned else root for root in roots]
+        self.json |= {"scenes": [{"nodes": roots}], "scene": 0}
+
     def write(self, path: Path | str) -> None:
         """Write the .glb, whole or not at all.
 

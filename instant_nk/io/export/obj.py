@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -51,22 +52,29 @@ def material_text(image_file: str) -> str:
     return f"newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {image_file}\n"
 
 
-def export_obj_sequence(animation: Animation, folder: Path | str, texture: Texture | None = None) -> None:
+def export_obj_sequence(animation: Animation, folder: Path | str, texture: Texture | None = None, images: list[Path] | None = None) -> None:
     """Write `folder/{frame:06d}.obj` for every frame; the folder appears whole or not at all.
 
     World coordinates, exact in float32, with sRGB vertex colours (read by Blender, MeshLab and others); with a texture,
     `texture.png` and `surface.mtl` lie beside the frames, and vertices stay shared along seams.
 
+    Args:
+        images: a picture (PNG) per frame, shown instead of the texture's: `{frame:06d}.png` and `.mtl` lie beside each frame.
+
     Raises:
         ContractError: the animation cannot be exported, or the disk is full.
     """
     check_animation(animation, folder)
-    with artifact.atomic_folder(folder, r"\d{6,}\.obj|surface\.mtl|texture\.png") as aside:
-        if texture is not None:
+    with artifact.atomic_folder(folder, r"\d{6,}\.(obj|mtl|png)|surface\.mtl|texture\.png") as aside:
+        if texture is not None and not images:
             iio.imwrite(aside / "texture.png", texture.image)
             write_text(aside / "surface.mtl", material_text("texture.png"))
         for i in progress(list(range(len(animation.frames))), "export obj", logger):
-            write_text(aside / f"{animation.frames[i]:06d}.obj", obj_text(animation, i, texture, "surface.mtl"))
+            name = f"{animation.frames[i]:06d}"
+            if images:
+                shutil.copyfile(images[i], aside / f"{name}.png")
+                write_text(aside / f"{name}.mtl", material_text(f"{name}.png"))
+            write_text(aside / f"{name}.obj", obj_text(animation, i, texture, f"{name}.mtl" if images else "surface.mtl"))
 
 
 def write_text(path: Path, text: str) -> None:

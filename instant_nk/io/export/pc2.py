@@ -6,6 +6,7 @@ int32 samples, then float32 xyz of every point of every sample.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 
@@ -37,13 +38,12 @@ def export_pc2(animation: Animation, path: Path | str, fps: float, texture: Text
         raise ContractError(f"{path}: PC2 holds evenly spaced frames only; got steps {steps.tolist()} between frame numbers. Export usd or glb instead.")
     n, v = animation.vertices.shape[:2]
     step = float(steps[0]) if len(steps) else 1.0
-    if texture is not None:
-        with artifact.atomic(path.with_suffix(".png")) as aside:
-            iio.imwrite(aside, texture.image)
-        with artifact.atomic(path.with_suffix(".mtl")) as aside:
-            write_text(aside, material_text(f"{path.stem}.png"))
-    with artifact.atomic(path.with_suffix(".obj")) as aside:
-        write_text(aside, obj_text(animation, 0, texture, f"{path.stem}.mtl", f", first of {n} frames in {path.name}, {fps:g} frames per second"))
-    with artifact.atomic(path) as aside, open(aside, "wb") as handle:
-        handle.write(struct.pack("<12siiffi", b"POINTCACHE2", 1, v, float(animation.frames[0]), step, n))
-        handle.write(np.ascontiguousarray(animation.vertices, "<f4"))
+    told = f", first of {n} frames in {path.name}, {fps:g} frames per second"
+    with contextlib.ExitStack() as stack:  # renamed together, when all are whole
+        if texture is not None:
+            iio.imwrite(stack.enter_context(artifact.atomic(path.with_suffix(".png"))), texture.image)
+            write_text(stack.enter_context(artifact.atomic(path.with_suffix(".mtl"))), material_text(f"{path.stem}.png"))
+        write_text(stack.enter_context(artifact.atomic(path.with_suffix(".obj"))), obj_text(animation, 0, texture, f"{path.stem}.mtl", told))
+        with open(stack.enter_context(artifact.atomic(path)), "wb") as handle:
+            handle.write(struct.pack("<12siiffi", b"POINTCACHE2", 1, v, float(animation.frames[0]), step, n))
+            handle.write(np.ascontiguousarray(animation.vertices, "<f4"))

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from instant_nk.errors import ContractError
 from instant_nk.geometry.texture import Texture
-from instant_nk.io.export.common import check_animation, frame_times, unit_normals
+from instant_nk.io.export.common import check_animation, frame_times, stand, unit_normals
 from instant_nk.io.export.glb import add_surface, node_offset
 from instant_nk.io.export.gltf import VERTEX_DATA, Document
 from instant_nk.io.graph import Graph
@@ -188,6 +188,7 @@ def export_skinned_glb(
     world_from_scene: np.ndarray,
     texture: Texture | None = None,
     bound_pct: float = 0.5,
+    up: tuple[float, float, float] = (0.0, 1.0, 0.0),
 ) -> dict[str, float | bool]:
     """Write the animation as a skinned .glb, if skinning repeats it well enough; an older file is removed if not.
 
@@ -196,6 +197,7 @@ def export_skinned_glb(
         rest: canonical vertices in world units, f32 [V, 3].
         world_from_scene: similarity that brings the nodes to world units, [4, 4].
         bound_pct: largest 99th percentile of the vertices' distance to the animation, in percent of the diagonal of its box.
+        up: the world's up.
 
     Returns:
         `skinned_error_mean_pct`, `skinned_error_p99_pct`, `skinned_error_max_pct` (of the diagonal), `skinned_bound_pct`, and `skinned_written`.
@@ -230,6 +232,7 @@ def export_skinned_glb(
     document = Document()
     _add_mesh(document, animation, base, joints, weights, texture)
     _add_joints(document, motion, offset, times)
+    document.add_scene([0, 1], 1, stand(up))  # a skinned mesh stays a root: its joints say where it is
     document.json["meshes"][0]["extras"] = {"frames": animation.frames.tolist(), "fps": fps, "error_p99_pct": p99}
     document.write(path)
     return numbers
@@ -258,8 +261,6 @@ def _add_joints(document: Document, motion: Joints, offset: np.ndarray, times: n
     document.json |= {
         "skins": [{"joints": list(range(2, 2 + m)), "skeleton": 1, "inverseBindMatrices": document.add(inverse_bind)}],
         "nodes": [{"name": "animated_mesh", "mesh": 0, "skin": 0}, root, *nodes],
-        "scenes": [{"nodes": [0, 1]}],
-        "scene": 0,
     }
     quaternions = Rotation.from_matrix(motion.rotations.reshape(-1, 3, 3)).as_quat().reshape(m, len(times), 4)
     for i in range(1, len(times)):  # the short way between frames

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from instant_nk.errors import BackendError
 from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact
-from instant_nk.io.export.common import check_animation, check_fps, linear_from_srgb, unit_normals
+from instant_nk.io.export.common import check_animation, check_fps, linear_from_srgb, stand, unit_normals
 from instant_nk.io.mesh import Animation
 
 
@@ -24,7 +26,13 @@ def _require_usd() -> Any:
 
 
 def export_usd(
-    animation: Animation, path: Path | str, fps: float, texture: Texture | None = None, up_axis: Literal["Y", "Z"] = "Y", normals: bool = True
+    animation: Animation,
+    path: Path | str,
+    fps: float,
+    texture: Texture | None = None,
+    up: tuple[float, float, float] = (0.0, 1.0, 0.0),
+    normals: bool = True,
+    images: list[Path] | None = None,
 ) -> None:
     """Write the animation as `.usdc` (or `.usda`), whole or not at all; a texture lies beside it as `.png`.
 
@@ -32,8 +40,9 @@ def export_usd(
     smallest step between them lasts 1/fps. Vertex colours are `displayColor` in linear light.
 
     Args:
-        up_axis: what the stage calls up; positions are the same for both.
+        up: the world's up. The stage says +y or +z; any other is turned to +y by the mesh's parent. Positions stay.
         normals: also store each frame's normals (twice the size).
+        images: an image per frame, shown instead of the texture's; the file points at them where they lie.
 
     Raises:
         BackendError: usd-core is not installed.
@@ -45,25 +54,34 @@ def export_usd(
     path = Path(path)
     check_animation(animation, path)
     check_fps(fps)
-    stage, mesh = _stage(animation, fps, up_axis)
+    stage, mesh = _stage(animation, fps, np.asarray(up, np.float64))
     _add_samples(mesh, animation, normals)
     try:
-        if texture is not None:
-            _add_texture(stage, mesh, texture, path.with_suffix(".png"))
-        with artifact.atomic(path) as aside:
+        with contextlib.ExitStack() as files:  # renamed together, when both are whole
+            if texture is not None:
+                picture = path.with_suffix(".png")
+                iio.imwrite(files.enter_context(artifact.atomic(picture)), texture.image)
+                _add_texture(stage, mesh, texture, picture, _image_samples(animation, images, path))
+            aside = files.enter_context(artifact.atomic(path))
             if not stage.GetRootLayer().Export(str(aside)):
                 raise OSError("usd-core could not write the layer")
     except Tf.ErrorException as error:
         raise artifact.not_written(path, error) from error
 
 
-def _stage(animation: Animation, fps: float, up_axis: str) -> tuple[Any, Any]:
+def _image_samples(animation: Animation, images: list[Path] | None, path: Path) -> dict[int, str]:
+    """Each frame's image as seen from the file, by frame number."""
+    return {int(frame): f"./{Path(os.path.relpath(image, path.parent)).as_posix()}" for frame, image in zip(animation.frames, images or [])}
+
+
+def _stage(animation: Animation, fps: float, up: np.ndarray) -> tuple[Any, Any]:
     """A stage with the mesh's topology and colours."""
-    from pxr import Sdf, Usd, UsdGeom, Vt
+    from pxr import Gf, Sdf, Usd, UsdGeom, Vt
 
     stage = Usd.Stage.CreateInMemory()
     step = int(np.diff(animation.frames).min()) if len(animation.frames) > 1 else 1
-    UsdGeom.SetStageUpAxis(stage, up_axis)
+    z_up = bool(up[2] > 1 - 1e-9)
+    UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.z if z_up else UsdGeom.Tokens.y)
     UsdGeom.SetStageMetersPerUnit(stage, 1.0)
     stage.SetTimeCodesPerSecond(fps * step)
     stage.SetFramesPerSecond(fps * step)
@@ -72,6 +90,9 @@ def _stage(animation: Animation, fps: float, up_axis: str) -> tuple[Any, Any]:
     root = UsdGeom.Xform.Define(stage, "/animated_mesh")
     stage.SetDefaultPrim(root.GetPrim())
     Usd.ModelAPI(root).SetKind("component")
+    turn = None if z_up else stand(up)
+    if turn is not None:
+        root.AddOrientOp().Set(Gf.Quatf(turn[3], *turn[:3]))
     mesh = UsdGeom.Mesh.Define(stage, "/animated_mesh/surface")
     mesh.CreateSubdivisionSchemeAttr("none")
     mesh.CreateDoubleSidedAttr(True)
@@ -97,12 +118,10 @@ def _add_samples(mesh: Any, animation: Animation, normals: bool) -> None:
         mesh.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
 
 
-def _add_texture(stage: Any, mesh: Any, texture: Texture, image: Path) -> None:
-    """Write the image and bind a matt material that shows it through the face-varying coordinates `st` (v up)."""
+def _add_texture(stage: Any, mesh: Any, texture: Texture, image: Path, samples: dict[int, str]) -> None:
+    """Bind a matt material that shows the image, or `samples` over time, through the face-varying coordinates `st` (v up)."""
     from pxr import Sdf, UsdGeom, UsdShade, Vt
 
-    with artifact.atomic(image) as aside:
-        iio.imwrite(aside, texture.image)
     st = UsdGeom.PrimvarsAPI(mesh).CreatePrimvar("st", Sdf.ValueTypeNames.TexCoord2fArray, UsdGeom.Tokens.faceVarying)
     st.Set(Vt.Vec2fArray.FromNumpy((texture.uv * [1, -1] + [0, 1]).astype(np.float32)))
     st.SetIndices(Vt.IntArray.FromNumpy(np.ascontiguousarray(texture.faces.ravel(), np.int32)))
@@ -111,7 +130,10 @@ def _add_texture(stage: Any, mesh: Any, texture: Texture, image: Path) -> None:
     shader.CreateIdAttr("UsdPreviewSurface")
     shader.CreateInput("roughness", Sdf.ValueTypeNames.Float).Set(1.0)
     sampler.CreateIdAttr("UsdUVTexture")
-    sampler.CreateInput("file", Sdf.ValueTypeNames.Asset).Set(f"./{image.name}")
+    shown = sampler.CreateInput("file", Sdf.ValueTypeNames.Asset)
+    shown.Set(f"./{image.name}")
+    for frame, name in samples.items():
+        shown.GetAttr().Set(name, frame)
     sampler.CreateInput("sourceColorSpace", Sdf.ValueTypeNames.Token).Set("sRGB")
     for wrap in ("wrapS", "wrapT"):
         sampler.CreateInput(wrap, Sdf.ValueTypeNames.Token).Set("clamp")

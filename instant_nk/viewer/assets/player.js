@@ -246,7 +246,9 @@
     const floorLines = floorGrid();
     const floor = lines(floorLines, Uint32Array.from({ length: floorLines.length / 3 }, (_, i) => i));
     gl.bindVertexArray(null);
-    if (meta.image) await loadTexture(gl, meta.image);
+    const textures = new Array(meta.images.length).fill(null); // of one image for all frames, or one per frame; decoded when first shown
+    let picture = null; // the one that is shown
+    const textureAt = async (k) => { textures[k] = "pending"; textures[k] = await loadTexture(gl, meta.images[k]); dirty = true; };
 
     // -- state and controls
     const high = meta.low.map((v, k) => v + meta.extent[k]);
@@ -270,6 +272,9 @@
     if (wanted.has("frame")) time = Math.max(0, meta.frames.indexOf(Number(wanted.get("frame"))));
     if (wanted.has("shading")) for (const option of find("shading").options) option.selected = option.text === wanted.get("shading");
     for (const name of ["wireframe", "graph"]) if (wanted.has(name) && find(name)) find(name).checked = true;
+
+    const nearest = () => Math.min(Math.round(time), meta.frames.length - 1);
+    if (textures.length) await textureAt(textures.length > 1 ? nearest() : 0);
 
     const slider = find("time"), play = find("play"), label = find("frame");
     slider.max = meta.frames.length - 1;
@@ -366,7 +371,12 @@
       gl.uniformMatrix4fv(solid.at("view"), false, matrix);
       gl.uniformMatrix4fv(solid.at("projection"), false, projection);
       gl.uniform1i(solid.at("mode"), Number(find("shading").value));
-      gl.uniform1i(solid.at("textured"), meta.image ? 1 : 0);
+      gl.uniform1i(solid.at("textured"), textures.length ? 1 : 0);
+      const k = textures.length > 1 ? nearest() : 0;
+      for (const wanted of textures.length ? [k, (k + 1) % textures.length] : [])
+        if (!textures[wanted]) textureAt(wanted).catch((error) => fail(error.message));
+      if (textures[k] instanceof WebGLTexture) picture = textures[k]; // until it is decoded the one before stays
+      gl.bindTexture(gl.TEXTURE_2D, picture);
       const reach = Math.hypot(...sub(eye, centre));
       gl.uniform2f(solid.at("depthRange"), reach - size / 2, reach + size / 2);
       gl.bindVertexArray(mesh);
@@ -395,7 +405,7 @@
         stroke(graph, gl.POINTS, graphPositions.length / 3, [0.8, 0.1, 0.1, 1], 0, 5 * ratio);
       }
       gl.bindVertexArray(null);
-      const index = Math.min(Math.round(time), meta.frames.length - 1);
+      const index = nearest();
       slider.value = index;
       label.textContent = `frame ${meta.frames[index]}`;
       if (video && video.readyState > 0 && !video.seeking) {
@@ -426,12 +436,13 @@
     return new Promise((resolve, reject) => {
       const image = new Image();
       image.onload = () => {
-        gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+        const texture = gl.createTexture();
+        gl.bindTexture(gl.TEXTURE_2D, texture);
         gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, image);
         gl.generateMipmap(gl.TEXTURE_2D);
         gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR_MIPMAP_LINEAR);
         for (const wrap of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, wrap, gl.CLAMP_TO_EDGE);
-        resolve();
+        resolve(texture);
       };
       image.onerror = () => reject(new Error("the texture cannot be decoded"));
       image.src = source;
