@@ -205,9 +205,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "observation": {"frames_per_job": 2, "steps": 12, "samples_per_step": 3000, "finest_resolution": 32, "surface_resolution": 32, "max_points": 1500, "log2_table_size": 13},
         "registration": {"iterations": 8, "max_points": 800},
         "field": {"window_frames": 3, "steps": 8, "samples_per_step": 3000, "levels": 3, "finest_resolution": 16, "log2_table_size": 12, "checkpoint_every": 4},
+        "mesh": {"texture": "vertex"},
         "report": {"path_frames": 4},
     },
-        "mesh": {"texture": "vertex"},
     "fast": {
         "dataset": {"hull_resolution": 128},
         "canonical": {
@@ -218,9 +218,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "observation": {"steps": 300, "samples_per_step": 131072, "log2_table_size": 17, "finest_resolution": 256, "surface_resolution": 192, "max_points": 30000},
         "registration": {"iterations": 12, "max_points": 12000},
         "field": {"window_frames": 8, "steps": 800, "samples_per_step": 262144, "levels": 8, "log2_table_size": 18, "finest_resolution": 128, "checkpoint_every": 400},
+        "mesh": {"texture_size": 2048, "texture_views": 150},
         "report": {"path_frames": 48},
     },
-        "mesh": {"texture_size": 2048, "texture_views": 150},
     "high": {
         "dataset": {"hull_resolution": 128},
         "canonical": {
@@ -231,9 +231,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "observation": {"steps": 800, "samples_per_step": 262144, "log2_table_size": 18, "finest_resolution": 384, "surface_resolution": 256, "max_points": 60000},
         "registration": {"iterations": 16, "max_points": 20000},
         "field": {"window_frames": 8, "steps": 3000, "samples_per_step": 524288, "levels": 8, "log2_table_size": 19, "finest_resolution": 192, "checkpoint_every": 1000},
+        "mesh": {"texture_size": 4096, "texture_views": 300},
         "report": {"path_frames": 96},
     },
-        "mesh": {"texture_size": 4096, "texture_views": 300},
 }  # fmt: skip
 
 
@@ -424,8 +424,6 @@ def for_sequences(config: Config, values: dict[str, Any] | None = None) -> dict[
     return result
 
 
-def _require(condition: bool, path: str, wanted: str, got: Any) -> None:
-    if not condition:
 def check_packages(config: Config) -> None:
     """Refuse settings that need a package which is not installed: before the first stage, not after hours in the one that needs it.
 
@@ -441,6 +439,8 @@ def check_packages(config: Config) -> None:
             raise BackendError(f"{setting} needs the package {package}, which is not installed. pip install {package}, or {otherwise}.")
 
 
+def _require(condition: bool, path: str, wanted: str, got: Any) -> None:
+    if not condition:
         raise ConfigError(f"config key '{path}': wanted {wanted}, got {got!r}.")
 
 

@@ -133,15 +133,15 @@ class Paths:
     def texture(self) -> Path:
         return self.mesh / "texture.npz"
 
+    def texture_frame(self, frame: int) -> Path:
+        """The texture of one frame, in the layout of `texture`; there with `mesh.texture: per_frame` only."""
+        return self.mesh / "texture" / f"{frame:06d}.png"
+
     def mesh_frame(self, frame: int) -> Path:
         return self.mesh / "frames" / f"{frame:06d}.ply"
 
     @property
     def animation_glb(self) -> Path:
-    def texture_frame(self, frame: int) -> Path:
-        """The texture of one frame, in the layout of `texture`; there with `mesh.texture: per_frame` only."""
-        return self.mesh / "texture" / f"{frame:06d}.png"
-
         return self.mesh / "animation.glb"
 
     @property

@@ -34,8 +34,8 @@ def or_stop(work):
 
 CONFIG = or_stop(lambda: schema.parse(config))
 SEQUENCES = or_stop(lambda: schema.for_sequences(CONFIG, config))
-RESULTS = CONFIG.runtime.results
 or_stop(lambda: [schema.check_packages(settings) for settings in SEQUENCES.values()])
+RESULTS = CONFIG.runtime.results
 RUNTIME = json.dumps(schema.beyond_defaults({"runtime": schema.to_dict(CONFIG.runtime)}).get("runtime", {}))
 STARTED = time.time()
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
@@ -192,6 +192,12 @@ def minutes(base, per_frame=0.0, per_image=0.0):
     return count
 
 
+def baking_minutes(wildcards, attempt):
+    """Input function for `resources`: minutes of joining windows; where every frame gets its own texture, all images are looked at twice."""
+    own = config_of(wildcards).mesh.texture == "per_frame"
+    return minutes(30, per_frame=0.1, per_image=0.02 if own else 0)(wildcards, attempt)
+
+
 def animation_mb(settings):
     """MB of one frame of the animated mesh and its quality, as it is joined and drawn."""
     return (settings.canonical.target_faces or 200000) / 2 * 24 * 3 / 1e6
@@ -218,12 +224,6 @@ def every_sequence(path):
 
 
 def every_batch(sequence):
-def baking_minutes(wildcards, attempt):
-    """Input function for `resources`: minutes of joining windows; where every frame gets its own texture, all images are looked at twice."""
-    own = config_of(wildcards).mesh.texture == "per_frame"
-    return minutes(30, per_frame=0.1, per_image=0.02 if own else 0)(wildcards, attempt)
-
-
     """The observation of all frames of a sequence."""
     return expand(str(AT.observation_batch("{batch}")), sequence=sequence, batch=batches_of(sequence))
 
