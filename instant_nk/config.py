@@ -110,6 +110,9 @@ class RegistrationConfig:
     rig_poses: str | None = key(None, "source rig with an SMPL-family model: .npz with poses [N, 3J] (axis-angle) and optionally betas, trans")
     rig_fps: float | None = key(None, "source rig: frames of the capture per second of the rig's animation; null: one key (or pose) per frame")
     rig_first_frame: int | None = key(None, "source rig: absolute frame of the animation's first key; null: the first frame used")
+    rig_transform: str | None = key(
+        None, "source rig: text file with a 4x4 similarity, the capture's world from the rig's (glTF is y-up); null: they are the same"
+    )
     rig_refine: bool = key(True, "source rig: let the solver start from the rig at every frame; false: take the rig's motion as it is")
     iterations: int = key(10, "Gauss-Newton iterations per frame from closest points")
     rigidity_weight: float = key(1.0, "weight of the as-rigid-as-possible term against data, both normalised per node")
@@ -482,6 +485,12 @@ def _check(config: Config) -> None:
     )
     for name in config.mesh.formats:
         _require(name in ("npz", "ply", "glb", "usd", "obj", "pc2"), "mesh.formats", "any of npz, ply, glb, usd, obj, pc2", name)
+    _require(
+        config.registration.rig_poses is None or config.registration.source == "rig",
+        "registration.source",
+        "rig, because rig_poses is given",
+        config.registration.source,
+    )
     if config.dataset.box is not None:
         box = config.dataset.box
         _require(len(box) == 2 and all(len(corner) == 3 for corner in box), "dataset.box", "[[x, y, z], [x, y, z]]", box)

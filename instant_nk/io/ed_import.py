@@ -163,7 +163,7 @@ def read_transform(path: Path | str) -> np.ndarray:
     Raises:
         DataError: not 16 numbers, or no rotation, scale and shift.
     """
-    matrix = ed_folder.numbers(Path(path), "a row-major 4x4 similarity, world from the tracker's space", 16).reshape(4, 4)
+    matrix = ed_folder.numbers(Path(path), "a row-major 4x4 similarity, the capture's world from the other space", 16).reshape(4, 4)
     linear = matrix[:3, :3]
     scale = np.cbrt(np.linalg.det(linear))
     if scale <= 0 or not np.allclose(linear @ linear.T, scale**2 * np.eye(3), atol=1e-4 * scale**2) or not np.allclose(matrix[3], [0, 0, 0, 1]):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from instant_nk import log
-from instant_nk.errors import ConfigError, ContractError
-from instant_nk.fitting import image_evidence
+from instant_nk.errors import ContractError
+from instant_nk.fitting import image_evidence, rig_motion
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.registration import Fit, Options, Pictures
@@ -19,6 +19,7 @@ from instant_nk.fitting.registration_sequence import register_sequence
 from instant_nk.io import artifact, dataset, ed_folder, graph, mesh, motion, observation
 from instant_nk.layout import Job
 
+from instant_nk.stages import rig_source
 logger = logging.getLogger(__name__)
 
 MAX_VIEWS = 24  # views compared with the moved surface; more add time, hardly accuracy
@@ -26,14 +27,11 @@ MAX_SIDE = 512  # images are reduced to this for registration, pixels
 
 
 def run(job: Job) -> None:
-    """Estimate the motion with our solver, or read it from an external tracker's ED folder."""
+    """Estimate the motion with our solver, take it from a rig, or read it from an external tracker's ED folder."""
     watch = log.measure()
     data, nodes = dataset.load(job.paths.manifest), graph.load(job.paths.graph)
-    sources = {"solver": _solve, "ed_folder": _read_ed_folder}
-    source = job.config.registration.source
-    if source not in sources:
-        raise ConfigError(f"config key 'registration.source': '{source}' is not available yet; wanted {' | '.join(sources)}.")
-    result = sources[source](job, data, nodes)
+    sources = {"solver": _solve, "ed_folder": _read_ed_folder, "rig": _follow_rig}
+    result = sources[job.config.registration.source](job, data, nodes)
     header = artifact.make_header("motion", motion.FORMAT, "registration", job.config.registration, _inputs(job))
     artifact.save_json(job.paths.registration / "motion.json", _metrics(result, nodes) | watch.numbers())
     motion.save(job.paths.motion, result, header)
@@ -73,6 +71,24 @@ def _read_ed_folder(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> moti
     if positions.shape != nodes.node_positions.shape or np.abs(positions - nodes.node_positions).max() > 1e-5:
         raise ContractError(f"{job.paths.graph}: its nodes are not those of {job.config.registration.folder}/node.txt. Re-run stage 'graph'.")
     f = len(data.frames)
+    return _as_given(data, nodes, rotations, translations)
+
+
+def _follow_rig(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion:
+    """The motion of a skinned mesh or body model: as it is, or as where the solver starts at every frame."""
+    rotations, translations = rig_source.motion_of(job, data, nodes)
+    if not job.config.registration.rig_refine:
+        return _as_given(data, nodes, rotations, translations)
+
+    def on_device(values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values.astype(np.float64), device=job.device)
+
+    given = {frame: Pose(on_device(rotations[i]), on_device(translations[i])) for i, frame in enumerate(data.frames)}
+    return _solve(job, data, nodes, given)
+
+
+def _as_given(data: dataset.Dataset, nodes: graph.Graph, rotations: np.ndarray, translations: np.ndarray) -> motion.Motion:
+    """Motion that somebody else stands for."""
     return motion.Motion(
         np.array(data.frames, np.int32), rotations.astype(np.float32), translations.astype(np.float32),
         np.ones(f, bool), np.zeros(f, np.float32), np.ones(f, np.float32), _rigidity(nodes, rotations, translations),
@@ -89,7 +105,8 @@ def _rigidity(nodes: graph.Graph, rotations: np.ndarray, translations: np.ndarra
     return (0.5 * (forward + backward).mean(1)).astype(np.float32) if len(i) else np.zeros(len(rotations), np.float32)
 
 
-def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion:
+def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, given: dict[int, Pose] | None = None) -> motion.Motion:
+    """Our registration; `given` holds a pose to start from at every frame, if somebody knows one."""
     config, device = job.config.registration, job.device
     seed = job.config.runtime.seed
     canonical = mesh.load(job.paths.canonical_mesh)
@@ -108,8 +125,10 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion
         progress.update(len(fits))
 
     pictures = _pictures(data, nodes, canonical, body, device) if config.image_weight > 0 else None
-    fits = register_sequence(body, list(data.frames), data.canonical_frame, observe, options, pictures, _resume(job, header, body), done)
-    return _to_motion(fits)
+    known = _resume(job, header, body)
+    if given is not None:
+        return _to_motion(rig_motion.refine(body, given, observe, options, pictures, known, done))
+    return _to_motion(register_sequence(body, list(data.frames), data.canonical_frame, observe, options, pictures, known, done))
 
 
 def _pictures(data: dataset.Dataset, nodes: graph.Graph, canonical: mesh.Mesh, body: Body, device: str) -> Callable[[int], Pictures]:

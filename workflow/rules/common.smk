@@ -147,9 +147,11 @@ def given_meshes(wildcards):
 
 
 def given_motion(wildcards):
-    """Input function: the files of an external tracker's motion, if it is used."""
+    """Input function: the files of an external tracker's motion or of a rig, if one is used."""
     settings = config_of(wildcards).registration
-    return files_of(existing(settings.folder, "registration.folder")) if settings.source != "solver" else []
+    files = files_of(existing(settings.folder, "registration.folder")) if settings.source != "solver" else []
+    extra = {"registration.rig_poses": settings.rig_poses, "registration.rig_transform": settings.rig_transform}
+    return files + [existing(path, key) for key, path in extra.items() if path]
 
 
 # What a job needs, from the capture's size. A retry gets as much memory and time again as the first attempt had.
