@@ -122,7 +122,9 @@ class RegistrationConfig:
 
 @dataclass(frozen=True)
 class FieldConfig:
-    dyna_mode: Literal["deform"] = key("deform", "how a window represents motion: a residual deformation of the canonical surface")
+    dyna_mode: Literal["deform", "time", "fourier", "latent"] = key(
+        "deform", "deform: a residual deformation of the canonical surface, the one that tracks; time | fourier | latent: a surface per frame of its own"
+    )
     window_frames: int = key(6, "frames per window")
     overlap: int = key(2, "frames shared by neighbouring windows, at least 2")
     steps: int = key(260, "training steps per window")
@@ -167,10 +169,10 @@ class RuntimeConfig:
 
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: the GPU when there is one")
     backend: Literal["auto", "reference", "triton", "tcnn"] = key("auto", "which kernels to use")
-    threads: int | None = key(None, "CPU threads of one job; null: what Snakemake gives it")
     mixed_precision: Literal["auto", "on", "off"] = key(
         "auto", "on: colour and residual networks train in bfloat16 on a GPU, the signed distance never; auto: as is faster (off until measured)"
     )
+    threads: int | None = key(None, "CPU threads of one job; null: what Snakemake gives it")
     seed: int = key(0, "seed of every random choice")
     results: str = key("results", "where results are written")
     log_level: Literal["DEBUG", "INFO", "WARNING"] = key("INFO", "how much the logs say")

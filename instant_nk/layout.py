@@ -34,8 +34,8 @@ STAGE_READS = {
     "observation": ("observation",),
     "registration": ("registration",),
     "field": ("field",),
-    "mesh": ("mesh", "field.window_frames", "field.overlap", "report.fps"),
-    "report": ("report", "field.window_frames", "field.overlap", "observation.frames_per_job"),
+    "mesh": ("mesh", "field.dyna_mode", "field.window_frames", "field.overlap", "report.fps"),
+    "report": ("report", "field.dyna_mode", "field.window_frames", "field.overlap", "observation.frames_per_job"),
 }
 
 
@@ -128,6 +128,11 @@ class Paths:
     @property
     def animation(self) -> Path:
         return self.mesh / "animation.npz"
+
+    @property
+    def surfaces(self) -> Path:
+        """In place of `animation` where `field.dyna_mode` does not track: numbers; its presence says that `frames/` is whole."""
+        return self.mesh / "surfaces.json"
 
     @property
     def texture(self) -> Path:

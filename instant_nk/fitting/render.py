@@ -11,6 +11,7 @@ from instant_nk.fitting import window_files
 from instant_nk.geometry.cameras import Cameras
 from instant_nk.io.dataset import Dataset
 from instant_nk.kernels.ray_sampling import march
+from instant_nk.models.live_field import LiveField, LiveGrid
 from instant_nk.models.renderer import Rendered, composite, neus_alpha, visible_samples
 from instant_nk.models.warp import LiveSpace
 from instant_nk.models.window_field import WindowField
@@ -34,21 +35,14 @@ class Renderer:
 
     def window_of(self, frame: int) -> str:
         """The window in which `frame` lies deepest."""
+        return window_files.deepest(self.windows, frame)
 
-        def depth(window: str) -> int:
-            first, last = layout.part_frames(window)
-            return min(frame - first, last - frame)
-
-        return max(self.windows, key=depth)
-
-    def open(self, frame: int) -> tuple[WindowField, LiveSpace, int]:
+    def open(self, frame: int) -> tuple[WindowField | LiveField, LiveSpace | LiveGrid, int]:
         """Field, live space and index of a frame."""
         window = self.window_of(frame)
         if window != self.window:
-            self.field, canonical = window_files.load(self.paths, self.dataset, window, self.device)
-            self.motion = self.field.motion()
-            self.space = LiveSpace(self.field.skeleton, *self.motion, canonical.occupancy_resolution)
-            self.window = window
+            self.field, cells = window_files.open_window(self.paths, self.dataset, window, self.device)
+            self.posed, self.space, self.window = self.field.posed(), self.field.live_space(cells), window
         return self.field, self.space, window_files.window_frames(self.dataset, window).index(frame)
 
     @torch.no_grad()
@@ -86,7 +80,7 @@ class Renderer:
             "normal": normal,
         }
 
-    def _rays(self, field: WindowField, space: LiveSpace, index: int, origins: Tensor, directions: Tensor, axis: Tensor) -> Rendered:
+    def _rays(self, field: WindowField | LiveField, space: LiveSpace | LiveGrid, index: int, origins: Tensor, directions: Tensor, axis: Tensor) -> Rendered:
         rays = len(origins)
         frames = torch.full((rays,), index, device=self.device)
         jitter = torch.full((rays,), 0.5, device=self.device)
@@ -96,7 +90,7 @@ class Renderer:
         sdf, vertex = field.quick_sdf(space, points, frames[ray])
         keep = visible_samples(sdf, ray, rays, field.inv_std, 1e-3).nonzero()[:, 0]
         ray, middle, lengths, points, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], vertex[keep]
-        live = field.at(space, points, frames[ray], vertex, directions[ray], *self.motion)
+        live = field.at(space, points, frames[ray], vertex, directions[ray], *self.posed)
         alpha = neus_alpha(live.sdf, (directions[ray] * live.gradient).sum(-1), lengths, field.inv_std)
         alpha = torch.where(live.converged, alpha, 0)
         along = middle * (directions[ray] @ axis)  # distance along the ray -> depth along the optical axis

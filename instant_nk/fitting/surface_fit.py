@@ -59,8 +59,110 @@ class Surface:
     history: dict[str, list[float]] = field(default_factory=dict)
 
 
-class SurfaceFit(Trainer):
-    """Training state of one surface; `step` advances it, `run` trains to the end.
+class NeusFit(Trainer):
+    """Training of signed distance, colour and sharpness by volume rendering; subclasses say of what, and at which frames.
+
+    Args:
+        sdf: trained with its `encoding` and every other parameter; called by `distance` and `surface_at`.
+        candidates: cells that may hold surface, bool [G, G, G], or [F, G, G, G] for the frames of the source.
+        mixed: see `Trainer`.
+    """
+
+    NOTED = ("eikonal", "inv_std")
+    ADVICE = "Lower the learning rate or check the images."
+
+    def __init__(
+        self, config: SurfaceFitConfig, source: PixelSource, sdf: nn.Module, width: int, candidates: Tensor, device: str, seed: int, title: str, mixed: bool
+    ):
+        self.config, self.source, self.device, self.sdf, self.candidates = config, source, device, sdf, candidates
+        self.colour = ColourField(width, config.hidden).to(device)
+        self.sharpness = Sharpness(config.initial_inv_std).to(device)
+        others = [parameter for name, parameter in sdf.named_parameters() if name != "encoding.table"]
+        groups = [
+            {"params": [sdf.encoding.table], "lr": config.learning_rate, "eps": 1e-15},
+            {"params": [*others, *self.colour.parameters()], "lr": config.learning_rate * 0.2},
+            {"params": self.sharpness.parameters(), "lr": 1e-3},
+        ]
+        modules = nn.ModuleDict({"sdf": sdf, "colour": self.colour, "sharpness": self.sharpness})
+        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), mixed)
+        self.update_grid()
+
+    def distance(self, points: Tensor, frame: Tensor) -> Tensor:
+        """Signed distance [N] at scene points [N, 3], at the source's frame indices [N]."""
+        raise NotImplementedError
+
+    def surface_at(self, points: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Signed distance [N], its gradient [N, 3] and features for the colour network."""
+        raise NotImplementedError
+
+    def further_loss(self) -> Tensor | float:
+        """What else the fit owes."""
+        return 0.0
+
+    @torch.no_grad()
+    def update_grid(self) -> None:
+        """Find anew the cells that hold surface."""
+        margin = min(3.0 / float(self.sharpness()), 2.0 / self.config.occupancy_resolution)
+        if self.candidates.ndim == 3:
+            self.occupied = near_surface(lambda x: self.distance(x, x.new_zeros(len(x), dtype=torch.long)), self.candidates, margin)
+            return
+        grids = [
+            near_surface(lambda x, f=f: self.distance(x, x.new_full((len(x),), f, dtype=torch.long)), candidates, margin)
+            for f, candidates in enumerate(self.candidates)
+        ]
+        self.occupied = torch.stack(grids)
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns the scalars it saw, still on the device."""
+        config, step = self.config, self.done
+        self.sdf.encoding.open_levels = schedules.open_levels(step, config.steps, config.spec.levels)
+        self.set_rates()
+        if step and step % GRID_EVERY == 0:
+            self.update_grid()
+
+        batch = self.source.sample(self.rays, self.generator)
+        spacing = STEP_CELLS * 2 / config.occupancy_resolution
+        jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
+        ray, start, end = march(batch.origins, batch.directions, self.occupied, spacing, jitter, grid_index=batch.frame if self.occupied.ndim == 4 else None)
+        middle = (start + end) * 0.5
+        with torch.no_grad():
+            points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
+            distance = self.distance(points, batch.frame[ray])
+            keep = visible_samples(distance, ray, self.rays, self.sharpness(), KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
+        marched = len(ray)
+        ray, middle, lengths, points = ray[keep], middle[keep], (end - start)[keep], points[keep]
+
+        sdf, gradient, features = self.surface_at(points, batch.frame[ray])
+        normals = torch.nn.functional.normalize(gradient, dim=-1)
+        directions = batch.directions[ray]
+        inv_std = self.sharpness()
+        alpha = neus_alpha(sdf, (directions * gradient).sum(-1), lengths, inv_std, schedules.anneal(step, config.steps))
+        rgb = self.colour(points, normals, directions, features)
+        seen = composite(alpha, rgb, normals, middle, ray, self.rays)
+        background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
+        colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
+        mask_loss = losses.mask(seen.opacity, batch.alpha)
+        eikonal = losses.eikonal(gradient) if len(ray) else colour_loss * 0
+        loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal + self.further_loss()
+        self.descend(loss, marched)
+        error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
+        return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach()}
+
+    def extra(self) -> dict[str, Tensor]:
+        return {"occupied": self.occupied}
+
+    def resumed(self, extra: dict[str, Tensor]) -> None:
+        self.occupied = extra["occupied"]
+
+    def finish(self, state: Interruptible | None) -> None:
+        """Train to the end (see `Trainer.train`), then open all levels and find the surface's cells."""
+        self.train(state)
+        self.sdf.encoding.open_levels = self.config.spec.levels
+        self.update_grid()
+
+
+class SurfaceFit(NeusFit):
+    """Training state of one frame's surface; `step` advances it, `run` trains to the end.
 
     Args:
         source: pixels of the frame.
@@ -68,9 +170,6 @@ class SurfaceFit(Trainer):
         given: a surface that is known already; then only colour and the SDF around it are learned.
         mixed: see `Trainer`.
     """
-
-    NOTED = ("eikonal", "inv_std")
-    ADVICE = "Lower the learning rate or check the images."
 
     def __init__(
         self,
@@ -84,63 +183,18 @@ class SurfaceFit(Trainer):
         mixed: bool = False,
     ):
         torch.manual_seed(seed)
-        self.config, self.source, self.device, self.given = config, source, device, given
-        self.sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
-        self.sdf.set_hull(hull)
-        self.colour = ColourField(config.spec.width, config.hidden).to(device)
-        self.sharpness = Sharpness(config.initial_inv_std).to(device)
-        self.candidates = _resample(torch.from_numpy(hull).to(device), config.occupancy_resolution)
-        self.candidates = dilate(self.candidates, 1)
-        groups = [
-            {"params": [self.sdf.encoding.table], "lr": config.learning_rate, "eps": 1e-15},
-            {"params": [*self.sdf.mlp.parameters(), *self.colour.parameters()], "lr": config.learning_rate * 0.2},
-            {"params": self.sharpness.parameters(), "lr": 1e-3},
-        ]
-        modules = nn.ModuleDict({"sdf": self.sdf, "colour": self.colour, "sharpness": self.sharpness})
-        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), mixed)
-        self.update_grid()
+        self.given = given
+        sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
+        sdf.set_hull(hull)
+        super().__init__(config, source, sdf, config.spec.width, candidates_of(hull, config.occupancy_resolution, device), device, seed, title, mixed)
 
-    @torch.no_grad()
-    def update_grid(self) -> None:
-        inv_std = float(self.sharpness())
-        self.occupied = near_surface(self.sdf, self.candidates, margin=min(3.0 / inv_std, 2.0 / self.config.occupancy_resolution))
+    def distance(self, points: Tensor, frame: Tensor) -> Tensor:
+        return self.sdf(points)
 
-    def step(self) -> dict[str, Tensor]:
-        """One optimiser step; returns the scalars it saw, still on the device."""
-        config, step = self.config, self.done
-        self.sdf.encoding.open_levels = schedules.open_levels(step, config.steps, config.spec.levels)
-        self.set_rates()
-        if step and step % GRID_EVERY == 0:
-            self.update_grid()
+    def surface_at(self, points: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.sdf.with_gradient(points)
 
-        batch = self.source.sample(self.rays, self.generator)
-        spacing = STEP_CELLS * 2 / config.occupancy_resolution
-        jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
-        ray, start, end = march(batch.origins, batch.directions, self.occupied, spacing, jitter)
-        middle = (start + end) * 0.5
-        with torch.no_grad():
-            points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
-            keep = visible_samples(self.sdf(points), ray, self.rays, self.sharpness(), KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
-        marched = len(ray)
-        ray, middle, lengths, points = ray[keep], middle[keep], (end - start)[keep], points[keep]
-
-        sdf, gradient, features = self.sdf.with_gradient(points)
-        normals = torch.nn.functional.normalize(gradient, dim=-1)
-        directions = batch.directions[ray]
-        inv_std = self.sharpness()
-        alpha = neus_alpha(sdf, (directions * gradient).sum(-1), lengths, inv_std, schedules.anneal(step, config.steps))
-        rgb = self.colour(points, normals, directions, features)
-        seen = composite(alpha, rgb, normals, middle, ray, self.rays)
-        background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
-        colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
-        mask_loss = losses.mask(seen.opacity, batch.alpha)
-        eikonal = losses.eikonal(gradient) if len(ray) else colour_loss * 0
-        loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal + self._given_loss()
-        self.descend(loss, marched)
-        error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
-        return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach()}
-
-    def _given_loss(self) -> Tensor | float:
+    def further_loss(self) -> Tensor | float:
         """Distance and normal disagreement at the given surface's points."""
         if self.given is None:
             return 0.0
@@ -148,18 +202,15 @@ class SurfaceFit(Trainer):
         sdf, gradient, _ = self.sdf.with_gradient(self.given.points[rows])
         return 50 * sdf.abs().mean() + 0.1 * (gradient - self.given.normals[rows]).abs().mean()
 
-    def extra(self) -> dict[str, Tensor]:
-        return {"occupied": self.occupied}
-
-    def resumed(self, extra: dict[str, Tensor]) -> None:
-        self.occupied = extra["occupied"]
-
     def run(self, state: Interruptible | None = None) -> Surface:
-        """Train to the end (see `Trainer.train`) and return the surface, all levels open."""
-        self.train(state)
-        self.sdf.encoding.open_levels = self.config.spec.levels
-        self.update_grid()
+        """Train to the end and return the surface."""
+        self.finish(state)
         return Surface(self.sdf, self.colour, self.sharpness, self.occupied, self.history)
+
+
+def candidates_of(hull: np.ndarray, resolution: int, device: str) -> Tensor:
+    """Cells that may hold the surface: those of a visual hull and their neighbours, bool [G, G, G]."""
+    return dilate(_resample(torch.from_numpy(hull).to(device), resolution), 1)
 
 
 def _resample(grid: Tensor, resolution: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from instant_nk import layout
 from instant_nk.config import FieldConfig
 from instant_nk.errors import ContractError
+from instant_nk.fitting.live_fit import Fineness
 from instant_nk.fitting.meshing import sample_sdf
 from instant_nk.io import artifact, checkpoint
 from instant_nk.io import dataset as dataset_io
@@ -21,6 +22,7 @@ from instant_nk.io import mesh as mesh_io
 from instant_nk.io import motion as motion_io
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.colour_field import ColourField
+from instant_nk.models.live_field import LiveField
 from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.sdf_field import SdfField, Sharpness
 from instant_nk.models.warp import NodeMotion, Skeleton
@@ -130,6 +132,8 @@ def load(paths: layout.Paths, dataset: dataset_io.Dataset, window: str, device: 
         ContractError: missing, truncated, or trained on other artifacts than those that are there now.
     """
     state, header, description = checkpoint.load(paths.field(window), device)
+    if "residual" not in description:
+        raise ContractError(f"{paths.field(window)}: {untracked(description['sdf']['mode'])} Set field.dyna_mode: deform and re-run stage 'field'.")
     now = inputs_of(paths)
     changed = [name for name, digest in now.items() if header["inputs"].get(name) != digest]
     if changed:
@@ -139,6 +143,60 @@ def load(paths: layout.Paths, dataset: dataset_io.Dataset, window: str, device: 
     for name, module in (("residual", field.residual), ("colour", field.colour), ("motion", field.motion)):
         module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
     return field.requires_grad_(False), canonical
+
+
+def untracked(mode: str) -> str:
+    """The sentence that every stage says of a mode without tracking."""
+    return f"field.dyna_mode '{mode}' knows no correspondence between frames: it yields a surface per frame and pictures, no tracked mesh."
+
+
+def fineness_of(paths: layout.Paths) -> Fineness:
+    """Layout of the canonical field: what a mode without a canonical surface is given as well."""
+    state, _, description = checkpoint.load(paths.canonical_field)
+    return Fineness(HashSpec.from_json(description["sdf"]["spec"]), description["sdf"]["hidden"], len(state["occupied"]))
+
+
+def live_inputs_of(paths: layout.Paths) -> dict[str, str]:
+    """Content hashes of what a window without a canonical surface is trained on, by name."""
+    return {"dataset": artifact.file_hash(paths.manifest)}
+
+
+def save_live(path: Path, field: LiveField, header: dict[str, Any]) -> None:
+    """Write `6_field/{window}.npz` of a mode that does not track."""
+    checkpoint.save(path, field.state_dict(), header, field.describe())
+
+
+def open_window(paths: layout.Paths, dataset: dataset_io.Dataset, window: str, device: str, mode: str | None = None) -> tuple[WindowField | LiveField, int]:
+    """The trained field of a window, whatever its mode, and cells per axis of its live grid.
+
+    Args:
+        mode: `field.dyna_mode` that it must have been trained with; None: any.
+
+    Raises:
+        ContractError: as `load`; or the window was trained with another mode.
+    """
+    state, header, description = checkpoint.load(paths.field(window), device)
+    found = "deform" if "residual" in description else description["sdf"]["mode"]
+    if mode is not None and found != mode:
+        raise ContractError(f"{paths.field(window)}: was trained with field.dyna_mode '{found}', wanted '{mode}'. Re-run stage 'field'.")
+    if found == "deform":
+        field, canonical = load(paths, dataset, window, device)
+        return field, canonical.occupancy_resolution
+    if header["inputs"] != live_inputs_of(paths):
+        raise ContractError(f"{paths.field(window)}: was trained on another dataset than the results hold now. Re-run stage 'field'.")
+    field = LiveField.build(description).to(device)
+    field.load_state_dict(state)
+    return field.requires_grad_(False), description["cells"]
+
+
+def deepest(windows: list[str], frame: int) -> str:
+    """The window in which `frame` lies deepest."""
+
+    def depth(window: str) -> int:
+        first, last = layout.part_frames(window)
+        return min(frame - first, last - frame)
+
+    return max(windows, key=depth)
 
 
 def windows_of(frames: np.ndarray | list[int], config: FieldConfig) -> list[str]:

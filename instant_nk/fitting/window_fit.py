@@ -14,7 +14,6 @@ from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.trainer import Interruptible, Trainer
 from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
-from instant_nk.models.warp import LiveSpace
 from instant_nk.models.window_field import LiveSamples, WindowField
 
 STEP_CELLS = 0.4  # sample spacing in cells of the live grid
@@ -53,10 +52,9 @@ class WindowFit(Trainer):
         self.unconverged = torch.zeros((), device=device)
         self.follow()
 
-    @torch.no_grad()
     def follow(self) -> None:
         """Lay the live grid around the motion as it is now."""
-        self.space = LiveSpace(self.field.skeleton, *self.field.motion(), self.grid_resolution)
+        self.space = self.field.live_space(self.grid_resolution)
         self.followed = self.done
 
     def step(self) -> dict[str, Tensor]:

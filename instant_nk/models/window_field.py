@@ -67,6 +67,15 @@ class WindowField(nn.Module):
         self.grid_spec = HashSpec(3, 1, int(np.ceil(np.log2((cells + 1) ** 3))), ((cells,) * 3,))
         self.register_buffer("grid", canonical_grid, persistent=False)
 
+    @torch.no_grad()
+    def live_space(self, resolution: int) -> LiveSpace:
+        """The live grid around the motion as it is now, `resolution` cells per axis."""
+        return LiveSpace(self.skeleton, *self.motion(), resolution)
+
+    def posed(self) -> tuple[Tensor, Tensor]:
+        """The motion's rotations and translations now: what `at` wants."""
+        return self.motion()
+
     def tau(self, frame: Tensor) -> Tensor:
         """Position of a frame index within the window, [0, 1]."""
         return frame.float() / max(self.frames - 1, 1)

@@ -19,7 +19,7 @@ from instant_nk.kernels.blend_skinning import blend_with_jacobian
 from instant_nk.layout import Job
 from instant_nk.models.warp import LiveSpace, to_canonical
 from instant_nk.models.window_field import WindowField
-from instant_nk.stages import mesh_exports
+from instant_nk.stages import mesh_exports, mesh_surfaces
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,13 @@ BLOCK = 1 << 16  # vertices carried at once
 
 
 def run(job: Job) -> None:
-    """With a part: that window's `7_mesh/windows/{window}.npz`. Without: `animation.npz` and all exports."""
-    if job.part is None:
+    """With a part: that window's `7_mesh/windows/{window}.npz`. Without: `animation.npz` and all exports.
+
+    In modes of `field.dyna_mode` that do not track: a surface per frame instead.
+    """
+    if job.config.field.dyna_mode != "deform":
+        (mesh_surfaces.join if job.part is None else mesh_surfaces.extract_window)(job)
+    elif job.part is None:
         join(job)
     else:
         carry_window(job)
@@ -123,6 +128,7 @@ def join(job: Job) -> None:
     animation, disagreement = blend(parts, dataset.frames)
     exported = mesh_exports.write(job, dataset, animation)
     mesh_io.save_animation(job.paths.animation, animation, _header(job, {w: artifact.file_hash(job.paths.mesh_window(w)) for w in windows}))
+    job.paths.surfaces.unlink(missing_ok=True)  # an earlier run's, in a mode that does not track
     artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seam_numbers(animation, parts, disagreement), **exported})
 
 

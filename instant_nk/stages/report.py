@@ -17,9 +17,10 @@ from instant_nk.io.dataset import Dataset
 from instant_nk.io.mesh import Animation
 from instant_nk.io.metrics import StageCost
 from instant_nk.layout import Job
-from instant_nk.stages import report_films, report_index, report_page, report_results, report_scores
+from instant_nk.stages import report_films, report_index, report_page, report_results, report_scores, report_surfaces
 from instant_nk.stages.report_results import Renders, Results
 from instant_nk.stages.report_scores import Scores
+from instant_nk.stages.report_surfaces import SurfaceResults
 from instant_nk.viewer import pictures
 from instant_nk.viewer.mesh_renderer import MeshRenderer
 
@@ -28,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 def run(job: Job) -> None:
     """Measure and draw; the page is written last, so that it is there only when everything is."""
+    if job.config.field.dyna_mode != "deform":
+        found = report_surfaces.load(job)
+        summary = report_surfaces.write(job, found, neural_renderer(job, found), totals)
+        logger.info("report %s", log.fields(page=str(job.paths.report_page), **{k: v for k, v in summary.items() if v is not None}))
+        return
     watch = log.measure()
     results = report_results.load(job)
     neural, drawn = neural_renderer(job, results), MeshRenderer(results.animation, job.device, texture=results.texture, images=results.frame_textures)
@@ -47,7 +53,7 @@ def run(job: Job) -> None:
     logger.info("report %s", log.fields(page=str(job.paths.report_page), **{k: v for k, v in summary.items() if v is not None}))
 
 
-def neural_renderer(job: Job, results: Results) -> Renders:
+def neural_renderer(job: Job, results: Results | SurfaceResults) -> Renders:
     """The renderer of the windows' fields."""
     from instant_nk.fitting.render import Renderer
 

@@ -118,7 +118,8 @@ def output_of(paths: Paths, stage: str, part: str | None) -> Path:
     if part is not None:
         return {"observation": paths.observation_batch, "field": paths.field, "mesh": paths.mesh_window}[stage](part)
     single = {"dataset": paths.manifest, "canonical": paths.canonical_mesh, "graph": paths.graph, "registration": paths.motion}
-    return (single | {"mesh": paths.animation, "report": paths.report_page})[stage]
+    mesh = paths.surfaces if paths.surfaces.is_file() else paths.animation
+    return (single | {"mesh": mesh, "report": paths.report_page})[stage]
 
 
 def look(paths: Paths, stage: str, part: str | None, log: Path) -> Work:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instant_nk.errors import ContractError, InstantNKError
-from instant_nk.io import artifact, capture, checkpoint, dataset, graph, mesh, metrics, motion, observation
+from instant_nk.io import artifact, capture, checkpoint, dataset, graph, mesh, metrics, motion, observation, surfaces
 from instant_nk.layout import Paths
 
 WINDOW = re.compile(r"\d+-\d+")
@@ -41,15 +41,21 @@ def present(paths: Paths) -> Iterator[tuple[Path, Callable[[Path], Any]]]:
     """Every artifact and export that is there, with what reads and checks it."""
     single = [
         (paths.manifest, dataset.load), (paths.canonical_field, checkpoint.load), (paths.canonical_mesh, mesh.load), (paths.graph, graph.load),
-        (paths.motion, motion.load), (paths.animation, mesh.load_animation), (paths.animation_glb, read_glb), (paths.metrics, metrics.load),
+        (paths.motion, motion.load), (paths.animation, mesh.load_animation), (paths.surfaces, artifact.load_json),
+        (paths.animation_glb, read_glb), (paths.metrics, metrics.load),
     ]  # fmt: skip
     yield from ((path, load) for path, load in single if path.is_file())
     many = [
         (paths.dataset / "hulls", "*.npz", lambda path: artifact.load_npz(path, "hull", dataset.HULL_FORMAT)), (paths.observation_dir, "*.npz", observation.load),
-        (paths.field_dir, "*.npz", checkpoint.load), (paths.mesh / "windows", "*.npz", mesh.load_animation), (paths.mesh / "frames", "*.ply", read_ply),
+        (paths.field_dir, "*.npz", checkpoint.load), (paths.mesh / "windows", "*.npz", load_window), (paths.mesh / "frames", "*.ply", read_ply),
     ]  # fmt: skip
     for folder, pattern, load in many:
         yield from ((path, load) for path in sorted(folder.glob(pattern)) if path.name[0] != "." and ".partial" not in path.name)
+
+
+def load_window(path: Path) -> Any:
+    """A window of the mesh stage: an animation, or in a mode that does not track a surface per frame."""
+    return surfaces.load(path) if artifact.read_header(path)["artifact"] == surfaces.KIND else mesh.load_animation(path)
 
 
 def unreadable(path: Path, load: Callable[[Path], Any]) -> str | None:

@@ -3,7 +3,7 @@
 
 rule mesh:
     input:
-        every_sequence(AT.animation),
+        [mesh_of(sequence) for sequence in SEQUENCES],
 
 
 rule mesh_window:
@@ -84,3 +84,8 @@ rule mesh_join:
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --threads {threads}"
         " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+
+
+use rule mesh_join as mesh_surfaces with:  # in modes of field.dyna_mode that do not track: a surface per frame and no animation
+    output:
+        AT.surfaces,

@@ -14,7 +14,7 @@ rule report_sequence:
         graph=AT.graph,
         motion=AT.motion,
         fields=lambda wildcards: every_field(wildcards.sequence),
-        animation=AT.animation,
+        animation=lambda wildcards: mesh_of(wildcards.sequence),
     output:
         page=AT.report_page,
         metrics=AT.metrics,

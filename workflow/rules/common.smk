@@ -266,3 +266,9 @@ def windows_in(wildcards):
 def registration_evidence(wildcards):
     """Input function: observations, unless the motion comes from elsewhere."""
     return every_batch(wildcards.sequence) if config_of(wildcards).registration.source == "solver" else []
+def mesh_of(sequence):
+    """What says that the mesh stage of a sequence is done: its animation, or in a mode that does not track the list of its surfaces."""
+    tracked = SEQUENCES[sequence].field.dyna_mode == "deform"
+    return str(AT.animation if tracked else AT.surfaces).format(sequence=sequence)
+
+

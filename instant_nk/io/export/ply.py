@@ -57,12 +57,16 @@ def export_ply_sequence(animation: Animation, folder: Path | str) -> None:
         ContractError: the animation cannot be exported, or the disk is full.
     """
     check_animation(animation, folder)
-    faces = np.empty(len(animation.faces), FACE)
-    faces["count"], faces["vertex_indices"] = 3, animation.faces
     with artifact.atomic_folder(folder, r"\d{6,}\.ply") as aside:
         for i in progress(list(range(len(animation.frames))), "export ply", logger):
-            frame = int(animation.frames[i])
-            with open(aside / f"{frame:06d}.ply", "wb") as handle:
-                handle.write(_header(animation.vertices.shape[1], len(faces), frame))
-                handle.write(_table(animation, i).tobytes())
-                handle.write(faces.tobytes())
+            write_frame(aside / f"{int(animation.frames[i]):06d}.ply", animation, i)
+
+
+def write_frame(path: Path, animation: Animation, i: int) -> None:
+    """Write the i-th frame of an animation to `path`."""
+    faces = np.empty(len(animation.faces), FACE)
+    faces["count"], faces["vertex_indices"] = 3, animation.faces
+    with open(path, "wb") as handle:
+        handle.write(_header(animation.vertices.shape[1], len(faces), int(animation.frames[i])))
+        handle.write(_table(animation, i).tobytes())
+        handle.write(faces.tobytes())
