@@ -28,5 +28,14 @@ rule all:
         rules.report.input,
 
 
+onstart:
+    or_stop(take_results)
+
+
+onsuccess:
+    say_what_changed_meanwhile()
+
+
 onerror:
     say_what_failed()
+    say_what_changed_meanwhile()

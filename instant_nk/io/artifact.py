@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -60,6 +61,11 @@ def not_written(path: Path | str, error: Exception) -> ContractError:
     )
 
 
+def _own_number() -> str:
+    """A number for the name of a file aside that no other writer has, on any machine: in containers process ids are often equal."""
+    return f"{os.getpid()}{secrets.randbelow(10**9):09d}"
+
+
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """A path beside `path` to write to; renamed onto `path` when the block ends well, removed when it does not.
@@ -68,7 +74,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         ContractError: the disk is full or not writable; names the file.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    aside = path.with_name(f".{path.stem}.{_own_number()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -100,7 +106,8 @@ def atomic_folder(folder: Path | str, pattern: str) -> Iterator[Path]:
         raise ContractError(
             f"{folder}: holds files that no export wrote ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}). Give an empty folder or move them away."
         )
-    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    number = _own_number()
+    aside, old = (folder.with_name(f".{folder.name}.{number}{end}") for end in ("", ".old"))
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)

@@ -482,3 +482,75 @@ def test_two_runs_on_one_results_folder_do_not_mix(finished, tmp_path):
     assert "cannot be locked" in second.stdout
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
+
+
+def test_two_runs_from_different_places_do_not_mix_either(finished, tmp_path):
+    """Snakemake's lock holds in one working directory; a second clone or user with the same results meets the note there."""
+    place = fresh_windows(finished, tmp_path / "run")
+    other = Place(tmp_path / "other", place.snakefile)
+    shutil.copytree(place.capture, other.capture)
+    shared = {"runtime": {"device": "cpu", "results": str(place.folder / "results")}}
+    for log in place.paths.logs.glob("6_field*.log"):
+        log.unlink()
+    process = place.start("field", **SLOW)
+    wait_for(lambda: list(place.paths.logs.glob("6_field*.log")), "the start of a window")
+    before = {path: path.stat().st_mtime_ns for path in place.paths.dataset.rglob("*") if path.is_file()}
+    second = other.run("field", **SLOW, **shared)
+    assert second.returncode == 4, second.stdout
+    assert re.search(
+        rf"results/{SEQUENCE}: a run of \S+ is writing there \(.*process {process.pid}, since .*, from {place.folder}\)\. Wait for it, or choose", second.stdout
+    )
+    assert "Traceback" not in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert not (place.paths.root / ".run.json").exists()
+    assert other.run("field", "-n", **SLOW, **shared).returncode == 0
+
+
+def test_a_capture_that_changes_while_it_is_used_is_named_at_the_end(finished, tmp_path):
+    place = fresh_windows(finished, tmp_path / "run")
+    for log in place.paths.logs.glob("6_field*.log"):
+        log.unlink()
+    process = place.start("field", **SLOW)
+    wait_for(lambda: list(place.paths.logs.glob("6_field*.log")), "the start of a window")
+    image = sorted((place.capture / "images" / "1").iterdir())[0]
+    image.touch()
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert f"The capture capture changed while it was used: 1 changed: images/1/{image.name}. Run the same command again" in said
+    assert place.would_run("field")["dataset_sequence"] == 1
+
+
+def test_a_node_whose_clock_is_ahead_costs_time_and_never_a_result(finished, tmp_path):
+    """A window was written by a machine ten minutes ahead. Snakemake compares small files by content, so nothing follows; large ones by time."""
+    place = finished.copy(tmp_path / "run")
+    window, ahead = place.paths.mesh_window(layout.windows([0, 1, 2, 3], 3, 2)[0]), time.time() + 600
+    os.utime(window, (ahead, ahead))
+    assert place.would_run() == {}
+    large = ("--max-checksum-file-size", "0")
+    assert place.would_run(*large) == {"mesh_join": 1, "report_sequence": 1}
+    assert place.would_run("--rerun-triggers", "params", "input", "code") == {}
+    before = artifact.file_hash(place.paths.animation)
+    refused = place.run("mesh", *large)
+    assert refused.returncode != 0
+    assert "has older modification time" in refused.stdout and "clock skew" in refused.stdout
+    window.touch()
+    done = place.run("mesh", *large)
+    assert done.returncode == 0, done.stdout
+    assert artifact.file_hash(place.paths.animation) == before
+    assert instant_nk("verify", place.paths.root, folder=place.folder).returncode == 0
+
+
+def test_an_interrupted_run_leaves_no_note_and_no_lock(finished, tmp_path):
+    place = fresh_windows(finished, tmp_path / "run")
+    for log in place.paths.logs.glob("6_field*.log"):
+        log.unlink()
+    process = place.start("field", **SLOW)
+    wait_for(lambda: checkpoints(place), "a checkpoint")
+    os.killpg(process.pid, signal.SIGINT)  # as ctrl-C in a terminal does
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert len(checkpoints(place)) >= 1, "training goes on from there"
+    assert not (place.paths.root / ".run.json").exists(), said
+    assert place.would_run("field", **SLOW)["field_window"] >= 1, "no lock is left"

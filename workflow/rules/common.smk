@@ -16,6 +16,7 @@ from instant_nk import config as schema
 from instant_nk import entry, layout
 from instant_nk.errors import ConfigError, InstantNKError
 from instant_nk.io import capture as captures
+from instant_nk.io import run_note
 
 
 def stop(error):
@@ -83,6 +84,25 @@ def say_what_failed():
                 logger.error(f"{path}: {lines[-1]}")
 
 
+def take_results():
+    """Keep runs from other places out of the sequences' folders until this one ends."""
+    run_note.take([layout.paths_of(settings).root for settings in SEQUENCES.values()], Path.cwd())
+
+
+def say_what_changed_meanwhile():
+    """Warn where a capture is no longer what this run began with: some of its jobs have read one thing, some another."""
+    for sequence, settings in SEQUENCES.items():
+        if (found := listing_of(sequence)) is None:
+            continue
+        try:
+            changes = captures.describe_changes(found, captures.listing(settings.capture))
+        except InstantNKError as error:
+            changes = str(error)
+        if changes:
+            again = f"Run the same command again: sequence '{sequence}' is then computed anew."
+            logger.warning(f"The capture {settings.capture} changed while it was used: {changes}. {again}")
+
+
 def gpus(wildcards):
     """GPUs of a job that can use one: on `auto`, where this machine has one or a cluster will choose the machine."""
     device = CONFIG.runtime.device
@@ -99,12 +119,18 @@ def frames_of(sequence):
 
 
 @functools.cache
+def listing_of(sequence):
+    """The capture's files as this run found them; None of the built-in one."""
+    settings = SEQUENCES[sequence]
+    return None if settings.capture == schema.SYNTHETIC else or_stop(lambda: captures.listing(settings.capture))
+
+
+@functools.cache
 def capture_digest_of(sequence):
     """Digest of the capture's listing; says what changed since the dataset was made, if anything did."""
-    settings = SEQUENCES[sequence]
-    if settings.capture == schema.SYNTHETIC:
+    settings, found = SEQUENCES[sequence], listing_of(sequence)
+    if found is None:
         return None
-    found = or_stop(lambda: captures.listing(settings.capture))
     if changes := captures.changes_since(layout.paths_of(settings).manifest, found):
         logger.warning(f"The capture {settings.capture} changed: {changes}. Sequence '{sequence}' is computed again from stage 'dataset' on.")
     return captures.digest(found)
