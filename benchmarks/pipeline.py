@@ -40,6 +40,7 @@ def run(config: schema.Config, stages: list[str]) -> dict[str, dict]:
     """Run the stages and return seconds and peak memory of each."""
     import torch  # noqa: F401  before `prepare`, which prepares only what is loaded
 
+    schema.check_packages(config)
     log.setup(config.runtime.log_level)
     paths, device = layout.paths_of(config), entry.prepare(config.runtime, config.runtime.threads)
     times: dict[str, dict] = {}

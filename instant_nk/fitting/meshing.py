@@ -11,6 +11,8 @@ from torch import Tensor
 from instant_nk.errors import NumericalError
 from instant_nk.models.occupancy import dilate
 
+CORNER_MARGIN = 0.02  # of a cell: how near the surface comes to a grid's corner
+
 
 @torch.no_grad()
 def sample_sdf(sdf: Callable[[Tensor], Tensor], occupied: Tensor, resolution: int, chunk: int = 1 << 17) -> np.ndarray:
@@ -57,6 +59,8 @@ def _fill_sign(values: np.ndarray) -> np.ndarray:
 def isosurface(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Zero level of an SDF grid over [-1, 1]^3 as vertices f32 [V, 3] and outward faces i32 [T, 3].
 
+    Values at corners count as at least CORNER_MARGIN of a cell: a surface through a corner would make triangles without area around it.
+
     Raises:
         NumericalError: the field has no zero crossing.
     """
@@ -64,7 +68,9 @@ def isosurface(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     if not (values.min() < 0 < values.max()):
         raise NumericalError("the signed distance field has no zero crossing, so there is no surface to extract. Check masks and box with 'instant-nk check'.")
-    vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent")
+    away = np.float32(CORNER_MARGIN * 2 / (values.shape[0] - 1))
+    apart = np.where(np.abs(values) < away, np.copysign(away, values), values)
+    vertices, faces, _, _ = marching_cubes(apart, 0.0, gradient_direction="descent")
     return (vertices * (2 / (values.shape[0] - 1)) - 1).astype(np.float32), faces.astype(np.int32)
 
 

@@ -52,9 +52,7 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int, padding: int = 6)
     try:
         import xatlas
     except ImportError:
-        raise BackendError(
-            "mesh.texture: atlas needs the package xatlas, which is not installed. pip install xatlas, or set mesh.texture: vertex."
-        ) from None
+        raise BackendError("mesh.texture: atlas needs the package xatlas, which is not installed. pip install xatlas, or set mesh.texture: vertex.") from None
     atlas = xatlas.Atlas()
     atlas.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.uint32))
     options = xatlas.PackOptions()
@@ -144,7 +142,15 @@ def _may_be_seen(position: Tensor, faces: Tensor, face_index: Tensor) -> Tensor:
 
 
 def bake(
-    animation: Animation, dataset: Dataset, size: int, *, passes: int = 2, max_views: int = 150, device: str = "cpu", rest: np.ndarray | None = None
+    animation: Animation,
+    dataset: Dataset,
+    size: int,
+    *,
+    passes: int = 2,
+    max_views: int = 150,
+    device: str = "cpu",
+    rest: np.ndarray | None = None,
+    charts: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> tuple[Texture, dict[str, float]]:
     """One texture for all frames of an animation, from the training images.
 
@@ -154,6 +160,7 @@ def bake(
         passes: 1: weighted mean; more: robust and sharper.
         max_views: images used at most, spread over frames and cameras.
         rest: shape that is cut into charts, f32 [V, 3]; None: the first frame.
+        charts: what `unwrap` made of it; None: cut here.
 
     Returns:
         the texture, and numbers: charts' share of the texture, share of the charts that some view saw, mean absolute colour difference the last pass found.
@@ -163,7 +170,7 @@ def bake(
         ContractError: no view sees the surface.
     """
     rest = animation.vertices[0] if rest is None else rest
-    uv, vertex_of, uv_faces = unwrap(rest, animation.faces, size)
+    uv, vertex_of, uv_faces = charts or unwrap(rest, animation.faces, size)
     texels = tex.texel_map(uv, vertex_of, uv_faces, rest, size)
     views = choose_views(len(animation.frames), len(dataset.cameras), max_views)
     baker = _Baker(animation, dataset, uv, vertex_of, uv_faces, texels, device)

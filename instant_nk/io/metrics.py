@@ -61,6 +61,7 @@ QUANTITIES = {
     "mesh_turned_edges": Quantity("edges", "edges whose two faces disagree which side is outside", "less"),
     "mesh_components": Quantity("count", "separate pieces of the mesh"),
     "mesh_inside_out_components": Quantity("count", "closed pieces whose faces look inwards", "less"),
+    "mesh_pinched_vertices": Quantity("vertices", "vertices where the surface touches itself in a point only", "less"),
     "mesh_degenerate_faces": Quantity("faces", "faces without area, below a millionth of the median face's, in the worst frame", "less"),
     "mesh_unused_vertices": Quantity("count", "vertices without a face", "less"),
     "vertices": Quantity("count", "vertices of the animated mesh"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from instant_nk import layout
 from instant_nk import log as log_module
-from instant_nk.config import Config
+from instant_nk.config import Config, check_packages
 from instant_nk.errors import DataError
 from instant_nk.geometry import hulls, spaces
 from instant_nk.io import capture_images
@@ -63,8 +63,9 @@ def run_check(config: Config, out: Path) -> str:
         what was found, as text for the terminal.
 
     Raises:
-        InstantNKError: the capture is unsound; where it could be drawn, the picture is written first and named.
+        InstantNKError: a package that the settings need is missing, or the capture is unsound; where it could be drawn, the picture is written first and named.
     """
+    check_packages(config)
     out = Path(out)
     out = out / "check.png" if out.is_dir() else out
     with tempfile.TemporaryDirectory(prefix="instant-nk-check-") as scratch:

@@ -26,8 +26,8 @@ PLAYER_POINTS = 12_000_000  # vertices times frames: some 40 MB of page
 SHOWN_SIDE = 420  # pixels, of pictures inside the page
 FILM_ID = "input-video"
 SOUNDNESS = (
-    "mesh_components", "mesh_open_edges", "mesh_overshared_edges", "mesh_turned_edges", "mesh_inside_out_components", "mesh_degenerate_faces",
-    "mesh_unused_vertices",
+    "mesh_components", "mesh_open_edges", "mesh_overshared_edges", "mesh_turned_edges", "mesh_inside_out_components",
+    "mesh_pinched_vertices", "mesh_degenerate_faces", "mesh_unused_vertices",
 )  # fmt: skip
 
 
@@ -289,6 +289,11 @@ def verdict(summary: dict[str, Any]) -> str:
     """What a tool that opens the mesh will find, in a sentence."""
     pieces = summary["mesh_components"]
     told = ["closed" if summary["mesh_watertight"] else "not closed", "of one piece" if pieces == 1 else f"of {pieces} pieces"]
-    faults = {"edges turned": "mesh_turned_edges", "pieces inside out": "mesh_inside_out_components", "faces without area": "mesh_degenerate_faces"}
+    faults = {
+        "edges turned": "mesh_turned_edges",
+        "vertices pinched": "mesh_pinched_vertices",
+        "pieces inside out": "mesh_inside_out_components",
+        "faces without area": "mesh_degenerate_faces",
+    }
     found = [f"{summary[key]} {what}" for what, key in faults.items() if summary[key]]
     return f"The animated mesh is {' and '.join(told)}; " + (f"it has {', '.join(found)}." if found else "all faces look outwards and have an area.")

@@ -7,6 +7,7 @@ import trimesh
 
 from instant_nk.errors import NumericalError
 from instant_nk.fitting import meshing
+from instant_nk.geometry import surface
 from instant_nk.models.occupancy import cell_centres, near_surface
 from tests.unit.neural_fixtures import ball
 
@@ -135,3 +136,14 @@ def test_cells_and_corners_agree_where_the_surface_is():
     occupied = (sdf(cell_centres(16)) < 0.1).reshape(16, 16, 16)
     vertices, _ = meshing.isosurface(meshing.sample_sdf(sdf, occupied, 64))
     np.testing.assert_allclose(vertices.mean(0), [0.9, 0.9, -0.9], atol=0.01)
+
+
+def test_a_surface_through_the_grid_s_corners_makes_no_triangle_without_area():
+    axis = np.linspace(-1, 1, 41, dtype=np.float32)  # corners at multiples of 0.05
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+    box = np.maximum(np.maximum(abs(x), abs(y)), abs(z)) - np.float32(0.5 - 1e-7)
+    vertices, faces = meshing.isosurface(box)
+    areas = surface.face_areas(vertices, faces)
+    assert areas.min() > 1e-4 * np.median(areas)
+    assert np.abs(np.abs(vertices).max(1) - 0.5).max() < 2 * meshing.CORNER_MARGIN * 0.05
+    assert trimesh.Trimesh(vertices, faces, process=False).is_watertight

@@ -6,7 +6,8 @@ import trimesh
 
 from instant_nk.geometry import mesh_check
 
-SOUND = {"open_edges": 0, "overshared_edges": 0, "turned_edges": 0, "inside_out_components": 0, "degenerate_faces": 0, "unused_vertices": 0}
+SOUND = {"open_edges": 0, "overshared_edges": 0, "turned_edges": 0, "inside_out_components": 0, "pinched_vertices": 0}
+SOUND |= {"degenerate_faces": 0, "unused_vertices": 0}
 
 
 @pytest.fixture
@@ -60,3 +61,10 @@ def test_the_verdict_on_closedness_is_trimesh_s(ball):
         found = mesh_check.check(vertices, chosen)
         closed = found["open_edges"] == 0 and found["overshared_edges"] == 0
         assert closed == trimesh.Trimesh(vertices[0], chosen, process=False).is_watertight
+
+
+def test_two_balls_that_touch_in_a_vertex_are_pinched_there(ball):
+    vertices, faces = ball
+    both = np.concatenate([vertices, 2 * vertices[:, :1] - vertices[:, 1:]], 1)  # mirrored in vertex 0
+    second = np.where(faces == 0, 0, faces + vertices.shape[1] - 1)[:, ::-1]  # shares the first ball's vertex 0
+    assert mesh_check.check(both, np.concatenate([faces, second])) == SOUND | {"components": 1, "pinched_vertices": 1}
