@@ -78,6 +78,7 @@ class CanonicalConfig:
     mask_weight: float = key(0.2, "weight of the mask's binary cross-entropy")
     isosurface_resolution: int = key(144, "cells per axis when the surface is extracted")
     target_faces: int | None = key(20000, "decimate the canonical mesh to this many triangles; null: keep all")
+    ema: float = key(0.0, "decay of the running mean of the weights that is exported, e.g. 0.95; 0: the last weights")
     keep_components: float = key(0.02, "keep surface components of at least this share of the largest one's area")
 
 
@@ -144,6 +145,7 @@ class FieldConfig:
     elastic_weight: float = key(0.02, "weight of the residual's Jacobian")
     eikonal_weight: float = key(0.01, "weight of the eikonal term through the warp's Jacobian")
     mask_weight: float = key(0.2, "weight of the mask's binary cross-entropy")
+    ema: float = key(0.0, "decay of the running mean of the weights that is exported, e.g. 0.95; 0: the last weights")
     checkpoint_every: int = key(100, "steps between checkpoints from which a killed job resumes")
 
 
@@ -173,6 +175,8 @@ class RuntimeConfig:
         "auto", "on: colour and residual networks train in bfloat16 on a GPU, the signed distance never; auto: as is faster (off until measured)"
     )
     threads: int | None = key(None, "CPU threads of one job; null: what Snakemake gives it")
+    preview_every_s: float = key(20.0, "seconds between preview pictures of a training, beside what it will write (*.preview.png); 0: none")
+    tensorboard: bool = key(False, "true: scalars and previews as TensorBoard events in results/{sequence}/tensorboard/ (needs tensorboard)")
     seed: int = key(0, "seed of every random choice")
     results: str = key("results", "where results are written")
     log_level: Literal["DEBUG", "INFO", "WARNING"] = key("INFO", "how much the logs say")
@@ -437,6 +441,7 @@ def check_packages(config: Config) -> None:
     """
     needs = (
         (config.mesh.texture != "vertex", f"mesh.texture: {config.mesh.texture}", "xatlas", "xatlas", "set mesh.texture: vertex"),
+        (config.runtime.tensorboard, "runtime.tensorboard: true", "tensorboard", "tensorboard", "leave it false"),
         ("usd" in config.mesh.formats, "mesh.formats: usd", "pxr", "usd-core", "leave usd out of mesh.formats"),
     )
     for wanted, setting, module, package, otherwise in needs:
@@ -463,6 +468,8 @@ def _check(config: Config) -> None:
                     "keep_components",
                     "overlap",
                     "background_tolerance",
+                    "ema",
+                    "preview_every_s",
                 )
                 _require(
                     value >= 0 if zero_ok else value > 0, f"{section.name}.{item.name}", "a number of zero or more" if zero_ok else "a number above zero", value
@@ -472,6 +479,8 @@ def _check(config: Config) -> None:
     f = config.field
     _require(f.overlap >= 2, "field.overlap", "2 or more frames, so that windows can be blended", f.overlap)
     _require(f.window_frames > f.overlap, "field.window_frames", f"more than field.overlap={f.overlap}", f.window_frames)
+    for name, value in (("canonical.ema", config.canonical.ema), ("field.ema", f.ema)):
+        _require(value < 1, name, "below 1: at 1 nothing would be learned", value)
     _require(1 <= config.graph.anchors <= 8, "graph.anchors", "1 to 8", config.graph.anchors)
     _require(
         config.observation.provider != "meshes" or config.observation.folder is not None,

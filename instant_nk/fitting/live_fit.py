@@ -13,7 +13,7 @@ from torch import Tensor
 from instant_nk.config import FieldConfig
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import NeusFit, SurfaceFitConfig, candidates_of
-from instant_nk.fitting.trainer import Interruptible
+from instant_nk.fitting.trainer import PLAIN, How, Interruptible
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.live_field import MODES, LatentSdf, LiveField
 
@@ -36,13 +36,13 @@ class LiveFit(NeusFit):
     Args:
         source: pixels of the window's frames.
         hulls: visual hull of each frame, bool [R, R, R] over [-1, 1]^3.
-        mixed: see `Trainer`.
+        how: see `Trainer`.
     """
 
     ADVICE = "Lower field.learning_rate or check the images."
 
     def __init__(
-        self, config: FieldConfig, fineness: Fineness, source: PixelSource, hulls: list[np.ndarray], device: str, seed: int, title: str, mixed: bool = False
+        self, config: FieldConfig, fineness: Fineness, source: PixelSource, hulls: list[np.ndarray], device: str, seed: int, title: str, how: How = PLAIN
     ):
         torch.manual_seed(seed)
         self.checkpoint_every = config.checkpoint_every
@@ -51,9 +51,9 @@ class LiveFit(NeusFit):
         candidates = torch.stack([candidates_of(hull, fineness.occupancy_resolution, device) for hull in hulls])
         fit = SurfaceFitConfig(
             config.steps, config.samples_per_step, fineness.spec, fineness.hidden, fineness.occupancy_resolution,
-            config.learning_rate * 5, EIKONAL_WEIGHT, config.mask_weight,
+            config.learning_rate * 5, EIKONAL_WEIGHT, config.mask_weight, ema=config.ema,
         )  # fmt: skip
-        super().__init__(fit, source, sdf, sdf.width, candidates, device, seed, title, mixed)
+        super().__init__(fit, source, sdf, sdf.width, candidates, device, seed, title, how)
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         return self.sdf(points, frame)

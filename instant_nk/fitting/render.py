@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from instant_nk import layout
 from instant_nk.fitting import window_files
+from instant_nk.fitting.ray_render import render_rays
 from instant_nk.geometry.cameras import Cameras
 from instant_nk.io.dataset import Dataset
-from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.live_field import LiveField, LiveGrid
-from instant_nk.models.renderer import Rendered, composite, neus_alpha, visible_samples
 from instant_nk.models.warp import LiveSpace
 from instant_nk.models.window_field import WindowField
 
 RAYS = 8192  # rendered at once
-STEP_CELLS = 0.4
 
 
 class Renderer:
@@ -65,7 +62,8 @@ class Renderer:
         parts = []
         for part in pixels.split(RAYS):
             origins, directions = cameras.rays(torch.zeros(len(part), dtype=torch.long, device=self.device), part)
-            parts.append(self._rays(field, space, index, origins, directions, cameras.c2w[0, :3, 2]))
+            frames = torch.full((len(part),), index, device=self.device)
+            parts.append(render_rays(field, space, self.posed, frames, origins, directions, cameras.c2w[0, :3, 2]))
         rgb, opacity, depth, normal = (
             torch.cat([getattr(p, name) for p in parts]).reshape(height, width, *tail)
             for name, tail in (("rgb", (3,)), ("opacity", ()), ("depth", ()), ("normal", (3,)))
@@ -79,19 +77,3 @@ class Renderer:
             "depth": torch.where(opacity > 0.5, depth / safe / self.dataset.scale, 0).cpu().numpy(),
             "normal": normal,
         }
-
-    def _rays(self, field: WindowField | LiveField, space: LiveSpace | LiveGrid, index: int, origins: Tensor, directions: Tensor, axis: Tensor) -> Rendered:
-        rays = len(origins)
-        frames = torch.full((rays,), index, device=self.device)
-        jitter = torch.full((rays,), 0.5, device=self.device)
-        ray, start, end = march(origins, directions, space.occupied, STEP_CELLS * 2 / space.resolution, jitter, grid_index=frames)
-        middle = (start + end) * 0.5
-        points = origins[ray] + directions[ray] * middle[:, None]
-        sdf, vertex = field.quick_sdf(space, points, frames[ray])
-        keep = visible_samples(sdf, ray, rays, field.inv_std, 1e-3).nonzero()[:, 0]
-        ray, middle, lengths, points, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], vertex[keep]
-        live = field.at(space, points, frames[ray], vertex, directions[ray], *self.posed)
-        alpha = neus_alpha(live.sdf, (directions[ray] * live.gradient).sum(-1), lengths, field.inv_std)
-        alpha = torch.where(live.converged, alpha, 0)
-        along = middle * (directions[ray] @ axis)  # distance along the ray -> depth along the optical axis
-        return composite(alpha, live.rgb, torch.nn.functional.normalize(live.gradient, dim=-1), along, ray, rays)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from instant_nk.fitting import losses, schedules
+from instant_nk.fitting.monitor import middle_view, side_by_side
 from instant_nk.fitting.rays import PixelSource
-from instant_nk.fitting.trainer import Interruptible, Trainer
+from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.colour_field import ColourField
+from instant_nk.models.live_field import LiveColours, LiveGrid
 from instant_nk.models.occupancy import dilate, near_surface
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
 from instant_nk.models.sdf_field import SdfField, Sharpness
@@ -46,6 +48,7 @@ class SurfaceFitConfig:
     eikonal_weight: float
     mask_weight: float
     initial_inv_std: float = 64.0
+    ema: float = 0.0
 
 
 @dataclass
@@ -65,14 +68,14 @@ class NeusFit(Trainer):
     Args:
         sdf: trained with its `encoding` and every other parameter; called by `distance` and `surface_at`.
         candidates: cells that may hold surface, bool [G, G, G], or [F, G, G, G] for the frames of the source.
-        mixed: see `Trainer`.
+        how: see `Trainer`.
     """
 
     NOTED = ("eikonal", "inv_std")
     ADVICE = "Lower the learning rate or check the images."
 
     def __init__(
-        self, config: SurfaceFitConfig, source: PixelSource, sdf: nn.Module, width: int, candidates: Tensor, device: str, seed: int, title: str, mixed: bool
+        self, config: SurfaceFitConfig, source: PixelSource, sdf: nn.Module, width: int, candidates: Tensor, device: str, seed: int, title: str, how: How
     ):
         self.config, self.source, self.device, self.sdf, self.candidates = config, source, device, sdf, candidates
         self.colour = ColourField(width, config.hidden).to(device)
@@ -84,7 +87,7 @@ class NeusFit(Trainer):
             {"params": self.sharpness.parameters(), "lr": 1e-3},
         ]
         modules = nn.ModuleDict({"sdf": sdf, "colour": self.colour, "sharpness": self.sharpness})
-        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), mixed)
+        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
         self.update_grid()
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
@@ -148,6 +151,10 @@ class NeusFit(Trainer):
         error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
         return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach()}
 
+    def picture(self) -> np.ndarray:
+        grid = LiveGrid(self.occupied if self.occupied.ndim == 4 else self.occupied[None])
+        return side_by_side(self.source, _Shown(self), grid, (), middle_view(self.source))
+
     def extra(self) -> dict[str, Tensor]:
         return {"occupied": self.occupied}
 
@@ -161,6 +168,21 @@ class NeusFit(Trainer):
         self.update_grid()
 
 
+class _Shown:
+    """A fit in progress as what renders (`ray_render.Field`)."""
+
+    def __init__(self, fit: NeusFit):
+        self.fit, self.inv_std = fit, fit.sharpness()
+
+    def quick_sdf(self, space: LiveGrid, x: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fit.distance(x, frame), frame
+
+    def at(self, space: LiveGrid, x: Tensor, frame: Tensor, seed: Tensor, directions: Tensor) -> LiveColours:
+        sdf, gradient, features = self.fit.surface_at(x, frame)
+        rgb = self.fit.colour(x, torch.nn.functional.normalize(gradient, dim=-1), directions, features)
+        return LiveColours(sdf, gradient, rgb, torch.ones_like(sdf, dtype=torch.bool))
+
+
 class SurfaceFit(NeusFit):
     """Training state of one frame's surface; `step` advances it, `run` trains to the end.
 
@@ -168,7 +190,7 @@ class SurfaceFit(NeusFit):
         source: pixels of the frame.
         hull: its visual hull, bool [R, R, R] over [-1, 1]^3.
         given: a surface that is known already; then only colour and the SDF around it are learned.
-        mixed: see `Trainer`.
+        how: see `Trainer`.
     """
 
     def __init__(
@@ -180,13 +202,13 @@ class SurfaceFit(NeusFit):
         seed: int,
         title: str,
         given: GivenSurface | None = None,
-        mixed: bool = False,
+        how: How = PLAIN,
     ):
         torch.manual_seed(seed)
         self.given = given
         sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
         sdf.set_hull(hull)
-        super().__init__(config, source, sdf, config.spec.width, candidates_of(hull, config.occupancy_resolution, device), device, seed, title, mixed)
+        super().__init__(config, source, sdf, config.spec.width, candidates_of(hull, config.occupancy_resolution, device), device, seed, title, how)
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         return self.sdf(points)

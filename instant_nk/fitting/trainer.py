@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from instant_nk.errors import NumericalError
 from instant_nk.fitting import schedules, training_state
+from instant_nk.fitting.monitor import Monitor
+from instant_nk.layout import Job
 from instant_nk.log import Progress
 from instant_nk.models.mlp import set_mixed
 
@@ -35,6 +37,22 @@ class Interruptible:
     header: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class How:
+    """How to train, never what: nothing here changes what is computed, but for rounding.
+
+    Attributes:
+        mixed: whether the networks that allow it compute their matrix products in bfloat16.
+        monitor: what shows the training while it runs; None: nothing.
+    """
+
+    mixed: bool = False
+    monitor: Monitor | None = None
+
+
+PLAIN = How()
+
+
 class Trainer:
     """A loop around `step`. Subclasses say what is trained and what a step does.
 
@@ -45,7 +63,8 @@ class Trainer:
         modules: what is trained, by name.
         groups: the optimiser's parameter groups with their step sizes.
         generator: of every random choice of the training.
-        mixed: whether the networks that allow it compute their matrix products in bfloat16.
+        ema: decay of the running mean of the weights that takes their place at the end; 0: the last ones stay.
+        how: mixed precision and what shows the training.
 
     Attributes:
         done: steps taken; rays: of the next step; history: what was noted, by name.
@@ -54,9 +73,13 @@ class Trainer:
     NOTED: tuple[str, ...] = ()  # scalars of a step that are kept and shown, besides loss and PSNR
     ADVICE = ""  # what to do when the loss is not finite
 
-    def __init__(self, title: str, steps: int, samples: int, modules: nn.ModuleDict, groups: list[dict], generator: torch.Generator, mixed: bool = False):
-        self.title, self.steps, self.samples, self.modules, self.generator, self.mixed = title, steps, samples, modules, generator, mixed
+    def __init__(
+        self, title: str, steps: int, samples: int, modules: nn.ModuleDict, groups: list[dict], generator: torch.Generator, ema: float = 0.0, how: How = PLAIN
+    ):
+        self.title, self.steps, self.samples, self.modules, self.generator, self.ema, self.how = title, steps, samples, modules, generator, ema, how
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+        self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.means = [parameter.detach().clone() for parameter in self.trained] if ema else []
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.rays = max(LEAST_RAYS, samples // 16)
         self.done = 0
@@ -77,6 +100,10 @@ class Trainer:
     def kept(self) -> None:
         """Called after a checkpoint, so that an undisturbed run goes on as a resumed one does."""
 
+    def picture(self) -> np.ndarray:
+        """A training view and its rendering side by side, u8 [H, W, 3]."""
+        raise NotImplementedError
+
     def set_rates(self) -> None:
         """Step sizes of this step, by the schedule."""
         factor = schedules.learning_rate(self.done, self.steps)
@@ -93,6 +120,8 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         self.done += 1
+        if self.means:
+            torch._foreach_lerp_(self.means, [parameter.detach() for parameter in self.trained], max(1 - self.ema, 1 / self.done))
         self.rays = int(min(self.rays * 1.3, max(self.rays * 0.7, self.rays * self.samples / max(marched, 1))))
 
     def advance(self) -> dict[str, Tensor]:
@@ -137,24 +166,31 @@ class Trainer:
         if state:
             self._resume(state)
         progress = Progress(self.title, self.steps, logger)
-        with mixed_precision(self.modules, self.mixed):
+        with mixed_precision(self.modules, self.how.mixed):
             while self.done < self.steps:
                 seen = self.advance()
                 if self.done % NOTE_EVERY == 0 or self.done == self.steps:
                     self._note(seen, progress)
                 if state and self.done % state.every == 0 and self.done < self.steps:
                     self._keep(state)
+        with torch.no_grad():
+            for parameter, mean in zip(self.trained, self.means):
+                parameter.copy_(mean)
+        if self.how.monitor:
+            self.how.monitor.close()
 
     def _resume(self, state: Interruptible) -> None:
         found = training_state.restore(state.path, self.modules, self.optimizer, self.generator, state.header)
         if found:
             counters, extra = found
             self.done, self.rays, self.history = counters["step"], counters["rays"], counters["history"]
+            self.means = [extra[f"mean/{i}"] for i in range(len(self.means))]
             self.resumed(extra)
 
     def _keep(self, state: Interruptible) -> None:
         counters = {"step": self.done, "rays": self.rays, "history": self.history}
-        training_state.save(state.path, self.modules, self.optimizer, self.generator, counters, state.header, self.extra())
+        extra = self.extra() | {f"mean/{i}": mean for i, mean in enumerate(self.means)}
+        training_state.save(state.path, self.modules, self.optimizer, self.generator, counters, state.header, extra)
         self.kept()
 
     def _note(self, seen: dict[str, Tensor], progress: Progress) -> None:
@@ -167,6 +203,10 @@ class Trainer:
             self.history[name].append(float(values[name]))
         del values["step"]
         progress.update(self.done, **values, rays=self.rays)
+        if self.how.monitor:
+            self.how.monitor.note(self.done, values | {"rays": self.rays})
+            if self.how.monitor.due():
+                self.how.monitor.show(self.done, self.picture())
 
 
 @contextmanager
@@ -177,6 +217,11 @@ def mixed_precision(modules: nn.Module, on: bool) -> Iterator[None]:
         yield
     finally:
         set_mixed(modules, False)
+
+
+def how_of(job: Job, output: Path, title: str) -> How:
+    """How the `runtime` section wants the training of a job that will write `output`."""
+    return How(wants_mixed(job.config.runtime.mixed_precision, job.device), Monitor.of(job, output, title))
 
 
 def wants_mixed(setting: str, device: str) -> bool:

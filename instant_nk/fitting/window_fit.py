@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from instant_nk.config import FieldConfig
 from instant_nk.fitting import losses
+from instant_nk.fitting.monitor import middle_view, side_by_side
 from instant_nk.fitting.rays import PixelSource
-from instant_nk.fitting.trainer import Interruptible, Trainer
+from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
 from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
 from instant_nk.models.window_field import LiveSamples, WindowField
@@ -29,14 +31,14 @@ class WindowFit(Trainer):
         field: the window's field, fresh.
         source: pixels of the window's frames.
         grid_resolution: cells per axis of the live grid.
-        mixed: see `Trainer`.
+        how: see `Trainer`.
     """
 
     NOTED = ("rigidity", "residual")
     ADVICE = "Lower field.learning_rate or check registration in the report."
 
     def __init__(
-        self, config: FieldConfig, field: WindowField, source: PixelSource, grid_resolution: int, device: str, seed: int, title: str, mixed: bool = False
+        self, config: FieldConfig, field: WindowField, source: PixelSource, grid_resolution: int, device: str, seed: int, title: str, how: How = PLAIN
     ):
         self.config, self.field, self.source, self.device = config, field, source, device
         self.grid_resolution = grid_resolution
@@ -48,7 +50,7 @@ class WindowFit(Trainer):
         if config.refine_motion:
             groups.append({"params": [field.motion.turn, field.motion.shift], "lr": rate * MOTION_RATE})
         modules = nn.ModuleDict({"residual": field.residual, "colour": field.colour, "motion": field.motion})
-        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), mixed)
+        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
         self.unconverged = torch.zeros((), device=device)
         self.follow()
 
@@ -108,6 +110,9 @@ class WindowFit(Trainer):
             jolt = correction[2:] - 2 * correction[1:-1] + correction[:-2]
             loss = loss + config.temporal_weight * (jolt**2).sum(-1).mean() / bound**2
         return loss
+
+    def picture(self) -> np.ndarray:
+        return side_by_side(self.source, self.field, self.space, self.field.posed(), middle_view(self.source))
 
     def extra(self) -> dict[str, Tensor]:
         return {"unconverged": self.unconverged}

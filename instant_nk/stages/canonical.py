@@ -13,7 +13,7 @@ from instant_nk.errors import NumericalError
 from instant_nk.fitting import meshing
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import GivenSurface, Surface, SurfaceFit, SurfaceFitConfig
-from instant_nk.fitting.trainer import Interruptible, wants_mixed
+from instant_nk.fitting.trainer import Interruptible, how_of
 from instant_nk.geometry import surface as surfaces
 from instant_nk.io import artifact, checkpoint, given_mesh
 from instant_nk.io import dataset as dataset_io
@@ -41,9 +41,9 @@ def run(job: Job) -> None:
     header = artifact.make_header("mesh", mesh_io.MESH_FORMAT, "canonical", layout.stage_config(job.config, "canonical"), inputs)
     partial = job.paths.canonical_field.with_suffix(".partial.npz")
     hull = solid(given, dataset.hull(frame).shape[0]) if given else dataset.hull(frame)
-    mixed = wants_mixed(job.config.runtime.mixed_precision, job.device)
+    how = how_of(job, job.paths.canonical_field, "canonical")
     points = oriented_points(given, job.device) if given else None
-    fit = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical", points, mixed)
+    fit = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical", points, how)
     surface = fit.run(Interruptible(partial, CHECKPOINT_EVERY, header))
     mesh = coloured(given, surface) if given else extract(surface, config.isosurface_resolution, config.keep_components, config.target_faces)
     save_field(job.paths.canonical_field, surface, header)
@@ -113,7 +113,7 @@ def coloured(given: tuple[np.ndarray, np.ndarray], surface: Surface) -> mesh_io.
 def fit_config(job: Job) -> SurfaceFitConfig:
     c = job.config.canonical
     spec = HashSpec.geometric(c.levels, c.features, c.log2_table_size, c.base_resolution, c.finest_resolution)
-    return SurfaceFitConfig(c.steps, c.samples_per_step, spec, c.hidden, c.occupancy_resolution, c.learning_rate, c.eikonal_weight, c.mask_weight)
+    return SurfaceFitConfig(c.steps, c.samples_per_step, spec, c.hidden, c.occupancy_resolution, c.learning_rate, c.eikonal_weight, c.mask_weight, ema=c.ema)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from instant_nk import layout, log
 from instant_nk.fitting import window_files
 from instant_nk.fitting.live_fit import LiveFit
 from instant_nk.fitting.rays import PixelSource
-from instant_nk.fitting.trainer import wants_mixed
+from instant_nk.fitting.trainer import how_of
 from instant_nk.fitting.window_fit import WindowFit
 from instant_nk.io import artifact, checkpoint
 from instant_nk.io import dataset as dataset_io
@@ -51,8 +51,8 @@ def train_deform(job: Job, dataset: Dataset, frames: list[int], source: PixelSou
     field, canonical = window_files.new_field(job.paths, dataset, job.part, spec, bound, job.device)
     logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), nodes=len(field.skeleton.nodes), inv_std=canonical.inv_std))
     header = _header(job, window_files.inputs_of(job.paths))
-    mixed = wants_mixed(job.config.runtime.mixed_precision, job.device)
-    fit = WindowFit(config, field, source, canonical.occupancy_resolution, job.device, job.config.runtime.seed, f"field {job.part}", mixed)
+    how = how_of(job, job.paths.field(job.part), f"field_{job.part}")
+    fit = WindowFit(config, field, source, canonical.occupancy_resolution, job.device, job.config.runtime.seed, f"field {job.part}", how)
     fit.run(_partial(job), header)
     window_files.save(job.paths.field(job.part), field, header)
     return {
@@ -70,8 +70,8 @@ def train_live(job: Job, dataset: Dataset, frames: list[int], source: PixelSourc
     logger.warning("%s", window_files.untracked(config.dyna_mode))
     header = _header(job, window_files.live_inputs_of(job.paths))
     hulls = [dataset.hull(frame) for frame in frames]
-    mixed = wants_mixed(job.config.runtime.mixed_precision, job.device)
-    fit = LiveFit(config, window_files.fineness_of(job.paths), source, hulls, job.device, job.config.runtime.seed, f"field {job.part}", mixed)
+    how = how_of(job, job.paths.field(job.part), f"field_{job.part}")
+    fit = LiveFit(config, window_files.fineness_of(job.paths), source, hulls, job.device, job.config.runtime.seed, f"field {job.part}", how)
     field = fit.run(_partial(job), header)
     window_files.save_live(job.paths.field(job.part), field, header)
     return {

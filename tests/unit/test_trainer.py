@@ -9,7 +9,7 @@ import torch
 from instant_nk.fitting import trainer
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import SurfaceFit, SurfaceFitConfig
-from instant_nk.fitting.trainer import mixed_precision, wants_mixed
+from instant_nk.fitting.trainer import How, mixed_precision, wants_mixed
 from instant_nk.fitting.window_fit import WindowFit
 from instant_nk.io import dataset as datasets
 from instant_nk.models.colour_field import ColourField
@@ -134,7 +134,7 @@ def test_colour_and_residual_in_bfloat16_are_near_float32_and_come_back_as_float
 
 def test_training_in_bfloat16_ends_near_training_in_float32(dataset):
     config = dataclasses.replace(SURFACE, steps=30, samples_per_step=3000)
-    exact, mixed = surface(dataset, config), surface(dataset, config, mixed=True)
+    exact, mixed = surface(dataset, config), surface(dataset, config, how=How(mixed=True))
     exact.run(), mixed.run()
     assert abs(mixed.history["psnr_db"][-1] - exact.history["psnr_db"][-1]) < 0.5
     x = torch.rand(500, 3) - 0.5
