@@ -138,12 +138,17 @@ def test_cells_and_corners_agree_where_the_surface_is():
     np.testing.assert_allclose(vertices.mean(0), [0.9, 0.9, -0.9], atol=0.01)
 
 
-def test_a_surface_through_the_grid_s_corners_makes_no_triangle_without_area():
-    axis = np.linspace(-1, 1, 41, dtype=np.float32)  # corners at multiples of 0.05
-    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
-    box = np.maximum(np.maximum(abs(x), abs(y)), abs(z)) - np.float32(0.5 - 1e-7)
-    vertices, faces = meshing.isosurface(box)
-    areas = surface.face_areas(vertices, faces)
-    assert areas.min() > 1e-4 * np.median(areas)
-    assert np.abs(np.abs(vertices).max(1) - 0.5).max() < 2 * meshing.CORNER_MARGIN * 0.05
-    assert trimesh.Trimesh(vertices, faces, process=False).is_watertight
+@pytest.mark.parametrize("nearly", [1e-6, -1e-6])
+def test_a_surface_through_the_grid_s_corners_makes_no_triangle_without_area(nearly, monkeypatch):
+    axis = np.linspace(-1, 1, 41)  # corners such as (0.5, 0, 0) and (0.3, 0.4, 0) lie on the ball, all but a trifle
+    values = (np.sqrt(sum(a**2 for a in np.meshgrid(axis, axis, axis))) - 0.5 - nearly).astype(np.float32)
+
+    def smallest(margin):
+        monkeypatch.setattr(meshing, "CORNER_MARGIN", margin)
+        vertices, faces = meshing.isosurface(values)
+        assert trimesh.Trimesh(vertices, faces, process=False).is_watertight
+        assert np.abs(np.linalg.norm(vertices, axis=1) - 0.5).max() < 0.05 * 0.05  # of a cell
+        areas = surface.face_areas(vertices, faces)
+        return areas.min() / np.median(areas)
+
+    assert smallest(meshing.CORNER_MARGIN) > 1e-4 > smallest(0.0)
