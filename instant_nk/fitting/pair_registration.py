@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from instant_nk.fitting.correspondences import Target, closest_both_ways
+from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose, orthonormal, warp
-from instant_nk.fitting.registration import LOST_COVERAGE, LOST_RIGIDITY, Fit, Options, judge, match_closely, move_coarsely, register_from
+from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, match_closely, move_coarsely, register_from
 from instant_nk.geometry import spaces, surface
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
@@ -18,6 +18,7 @@ from instant_nk.io.surface_file import Surface
 from instant_nk.models import deformation_graph
 
 GREY = 0.5
+LEAST_COVERAGE = 0.6  # share of one surface that the other must explain: two partial views overlap by less than two frames of a whole subject
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class PairFit:
         moved: the source's points, in order, with its faces and colours, where the target is.
         residual: median distance between the two surfaces along their normals, where they agree.
         target_coverage: share of the target that the moved source explains.
-        source_coverage: share of the source that found its place on the target.
+        source_coverage: share of the source that found its place on the target, of what the target could show.
         rigidity: mean as-rigid-as-possible error of the graph's edges.
         spacing: distance between the graph's nodes, `nodes` their number.
         converged: one of the two is explained by the other, and the source is bent rather than crumpled.
@@ -164,8 +165,16 @@ def _result(source: Surface, points: np.ndarray, graph: Graph, body: Body, targe
         normals = np.einsum("nij,nj->ni", turn, source.normals)
         result = Surface(moved, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12), None, source.colours)
     unit = spaces.scale_of(world_from_scene)
-    pairs = closest_both_ways(body.warp(fit.pose), body.warp_normals(fit.pose), body.colours, target, 0.5 * body.spacing, 0.3)
-    found = pairs.forward / len(body.points)
-    explained = max(found, fit.coverage) > LOST_COVERAGE and fit.rigidity < LOST_RIGIDITY * body.spacing
+    found = _source_coverage(body, fit.pose, target)
+    explained = max(found, fit.coverage) > LEAST_COVERAGE and fit.rigidity < LOST_RIGIDITY * body.spacing
     lengths = {"residual": unit * fit.residual, "rigidity": unit * fit.rigidity, "spacing": unit * body.spacing}
     return PairFit(result, target_coverage=fit.coverage, source_coverage=found, nodes=len(body.nodes), converged=bool(explained), **lengths)
+
+
+def _source_coverage(body: Body, pose: Pose, target: Target) -> float:
+    """Share of the source that lies on the target, of what the target could show: points that come to rest at its open edge do not count."""
+    live, normals = body.warp(pose), body.warp_normals(pose)
+    there = target.index.query(target.features(live, normals, body.colours))[1][:, 0]
+    shown = target.usable[there]
+    near = (live - target.points[there]).norm(dim=-1) <= 0.5 * body.spacing
+    return float((shown & near & ((normals * target.normals[there]).sum(-1) >= 0.3)).sum() / shown.sum().clamp_min(1))

@@ -18,7 +18,7 @@ from instant_nk.geometry import surface
 from instant_nk.io.graph import Graph
 
 NODE_AREA = 1.5  # area served by one node of a farthest-point set with covering radius s, in units of s^2 (measured on bodies of several shapes)
-BRIDGE_WEIGHT = 0.1  # stiffness of links between components: a loose part follows its neighbours until evidence says otherwise
+BRIDGE_WEIGHT = 0.003  # stiffness of links between components: a loose part follows its neighbours until evidence says otherwise
 LONG_RANGE_WEIGHT = 0.05  # stiffness of links of the coarser levels, relative to links between neighbours
 CLOUD_POINTS = 20000  # of a point cloud used to lay out its graph
 FACING = 0.3  # cosine between the normals of linked points of a cloud: less belongs to the other side of something thin
@@ -104,7 +104,7 @@ def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anc
     paths = _point_links(thin, facing)
     part = csgraph.connected_components(paths, directed=False)[1]
     chosen = _farthest_points(paths, thin, part, np.ones(len(thin), bool), 0.0, min(max_nodes, len(thin)))
-    covering = csgraph.dijkstra(paths, directed=False, indices=chosen, min_only=True)
+    covering = csgraph.dijkstra(paths, indices=chosen, min_only=True)
     limit = max(float(covering.max()), 1e-6 * float(np.linalg.norm(np.ptp(thin, axis=0))), 1e-30)
     nearest = cKDTree(np.concatenate([thin, 0.5 * limit * facing], 1)).query(np.concatenate([points, 0.5 * limit * normals], 1))[1]
     return _assemble(paths, thin, part, chosen, nearest, points, limit, anchors, neighbours)

@@ -10,13 +10,14 @@ import numpy as np
 
 from instant_nk.config import Config
 from instant_nk.errors import DataError, NumericalError
-from instant_nk.fitting.pair_registration import PairFit, PairSettings, register_pair
-from instant_nk.fitting.registration import LOST_COVERAGE, LOST_RIGIDITY, Options
+from instant_nk.fitting.pair_registration import LEAST_COVERAGE, PairFit, PairSettings, register_pair
+from instant_nk.fitting.registration import LOST_RIGIDITY, Options
 from instant_nk.io import rgbd, surface_file
 from instant_nk.io.surface_file import Surface
 
 logger = logging.getLogger(__name__)
 
+PAIR_ITERATIONS = 2  # times those of a frame in a sequence, which starts from its neighbour
 DEPTH_NODES = 100  # nodes for one view of a depth camera; measured: with 400 the noise makes the surface slide, and the error doubles
 NEARBY = 0.3  # without a mask, what a second depth frame shows within this share of the subject's size around it may be the subject
 
@@ -28,7 +29,7 @@ def settings_of(config: Config, colours: bool = True, depth_camera: bool = False
         depth_camera: two frames of one: already in one place, too noisy for a fine graph.
     """
     g, r = config.graph, config.registration
-    options = Options(iterations=r.iterations, rigidity=Options.rigidity * r.rigidity_weight)
+    options = Options(iterations=PAIR_ITERATIONS * r.iterations, rigidity=Options.rigidity * r.rigidity_weight)
     nodes = min(g.max_nodes, DEPTH_NODES) if depth_camera else g.max_nodes
     return PairSettings(nodes, g.node_spacing, g.anchors, g.neighbours, r.max_points, options, colours, align=not depth_camera)
 
@@ -92,9 +93,9 @@ def describe(fit: PairFit, output: Path, seconds: float) -> str:
 
 
 def _why(fit: PairFit) -> str:
-    if max(fit.target_coverage, fit.source_coverage) <= LOST_COVERAGE:
+    if max(fit.target_coverage, fit.source_coverage) <= LEAST_COVERAGE:
         return (
-            f"each explains less than {LOST_COVERAGE:.0%} of the other. They must be in the same unit and show the same thing; "
+            f"each explains less than {LEAST_COVERAGE:.0%} of the other. They must be in the same unit and show the same thing; "
             "a rough alignment beforehand, or more of either surface, helps."
         )
     return (
