@@ -36,11 +36,8 @@ class Target:
 
     @staticmethod
     def from_observation(observation: Observation, max_points: int, colour_scale: float, normal_scale: float, device: str = "cpu", seed: int = 0) -> Target:
-        """At most `max_points` observed points, drawn evenly."""
-        count = len(observation.points)
-        keep = np.arange(count)
-        if count > max_points:
-            keep = np.sort(np.random.default_rng(seed).choice(count, max_points, replace=False))
+        """At most `max_points` observed points, in random order: any prefix or stride of them is a fair sample."""
+        keep = np.random.default_rng(seed).permutation(len(observation.points))[:max_points]
 
         def real(x: np.ndarray) -> Tensor:
             return torch.as_tensor(x[keep].astype(np.float64), device=device)
@@ -50,6 +47,14 @@ class Target:
         normals = real(observation.normals)
         joint = NearestPoints(torch.cat([points, colour_scale * colours, normal_scale * normals], 1))
         return Target(points, normals, colours, real(observation.confidence), usable, colour_scale, normal_scale, joint)
+
+    def thinned(self, count: int) -> Target:
+        """At most `count` of the points, evenly drawn."""
+        if len(self.points) <= count:
+            return self
+        keep = torch.linspace(0, len(self.points) - 1, count, dtype=torch.float64).round().long().to(self.points.device)
+        arrays = (self.points, self.normals, self.colours, self.confidence, self.usable)
+        return Target(*(x[keep] for x in arrays), self.colour_scale, self.normal_scale, NearestPoints(self.index.reference[keep]))
 
     def features(self, points: Tensor, normals: Tensor, colours: Tensor) -> Tensor:
         """Coordinates [N, 9] in which the search for the closest compatible point runs."""
@@ -116,7 +121,7 @@ class Cloud:
 
 NORMAL_SPREAD = 0.5  # soft assignment: scale of (1 - cosine) between normals
 COLOUR_SPREAD = 0.2  # soft assignment: standard deviation of colour differences between the same point at two frames
-OUTLIER = 0.05  # soft assignment: share of a full match below which a point counts as unmatched
+OUTLIER = 0.4  # soft assignment: share of a full match at which a point counts as half matched; what has no partner must be allowed to stay alone
 
 
 def _affinity(a: Cloud, b: Cloud, sigma: float) -> Tensor:

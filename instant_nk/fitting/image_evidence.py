@@ -8,6 +8,7 @@ mask goes to the mask's edge, and the mask's edge draws the nearest point of the
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, small_matmul, warp
 from instant_nk.geometry import spaces
-from instant_nk.geometry.rasterize import rasterize
+from instant_nk.geometry.neighbours import NearestPoints
+from instant_nk.geometry.rasterize import depth_maps
 from instant_nk.io.dataset import Dataset
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
 
 MARGIN = 12  # pixels kept around each mask
 LEVELS = 4  # pyramid levels: the coarsest pixel is eight pixels wide
+OUTLINE_POINTS = 200  # per view: an outline is smooth at the distance of its neighbours
 DEAD_ZONE = 1.0  # pixels by which an outline may miss before it is pulled: masks are no finer than that, surfaces are
 GAIN_RANGE = (0.6, 1.6)  # shading may change a point's brightness by no more
 
@@ -52,6 +55,10 @@ class Views:
         K = data.cameras.K[index] * np.array([[[1 / r], [1 / r], [1]] for r in reduce])
         sizes = [tuple(int(-(-s // r)) for s in data.cameras.sizes[c]) for c, r in zip(index, reduce)]
         return Views(index, torch.as_tensor(np.linalg.inv(c2w[index]), device=device), torch.as_tensor(K, device=device), sizes, reduce)
+
+    def centres(self) -> Tensor:
+        """Camera centres, scene space, [C, 3]."""
+        return -(self.w2c[:, :3, :3].transpose(-1, -2) @ self.w2c[:, :3, 3:]).squeeze(-1)
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Camera coordinates [C, N, 3] and pixels [C, N, 2] of scene points [N, 3]."""
@@ -132,26 +139,27 @@ class FrameImages:
 
 
 def load_images(data: Dataset, views: Views, frame: int, device: str = "cpu") -> FrameImages:
-    """Read and prepare one frame's images."""
-    pyramids: list[list[np.ndarray]] = [[] for _ in range(LEVELS)]
-    origins, distances, outlines = [], [], []
-    for slot, (camera, reduce) in enumerate(zip(views.index, views.reduce)):
-        rgba = _reduced(data.image(camera, frame), reduce)
-        rgba, origin = _cropped(rgba)
-        origins.append(origin)
-        levels = _pyramid(rgba)
-        for level, pixels in enumerate(levels):
-            pyramids[level].append(pixels)
-        distance, points, normals = _distance_and_outline(rgba[..., 3])
-        distances.append(distance)
-        outlines.append((points + origin, normals, np.full(len(points), slot)))
+    """Read and prepare one frame's images, several at a time where there are cores for it."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        prepared = list(pool.map(lambda view: _prepared(data.image(view[0], frame), view[1]), zip(views.index, views.reduce)))
+    origins, levels, distances, points, normals = zip(*prepared)
+    pyramids = [list(pixels) for pixels in zip(*levels)]
+    slots = np.repeat(np.arange(len(points)), [len(p) for p in points])
+    points, normals = np.concatenate(points), np.concatenate(normals)
     packed = [_pack(pixels, np.array(origins), 0.5**level, device) for level, pixels in enumerate(pyramids)]
-    points, normals, slots = (np.concatenate(x) for x in zip(*outlines))
 
     def put(x: np.ndarray) -> Tensor:
         return torch.as_tensor(x, device=device)
 
-    return FrameImages(packed, _pack(distances, np.array(origins), 1.0, device), put(points), put(normals), put(slots))
+    return FrameImages(packed, _pack(list(distances), np.array(origins), 1.0, device), put(points), put(normals), put(slots))
+
+
+def _prepared(image: np.ndarray, reduce: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Corner of an image's crop, its pyramid, the mask's distance field, and at most about OUTLINE_POINTS outline points with their normals."""
+    rgba, origin = _cropped(_reduced(image, reduce))
+    distance, points, normals = _distance_and_outline(rgba[..., 3])
+    thin = slice(None, None, max(1, len(points) // OUTLINE_POINTS))
+    return origin, _pyramid(rgba), distance, points[thin] + origin, normals[thin]
 
 
 def _reduced(rgba: np.ndarray, reduce: int) -> np.ndarray:
@@ -266,29 +274,24 @@ class Sight:
 
 def look(body: Body, shell: Shell, pose: Pose, views: Views, coarse: int = 2) -> Sight:
     """Visibility and outlines of the moved surface in every view, by a depth buffer of 1 / `coarse` of the images' size."""
-    from scipy.ndimage import distance_transform_edt
-
     vertices, live, normals = shell.live(body, pose), body.warp(pose), body.warp_normals(pose)
     local, pixels = views.project(live)
-    centres = -(views.w2c[:, :3, :3].transpose(-1, -2) @ views.w2c[:, :3, 3:]).squeeze(-1)
-    parts, rims = [], []
-    for c, (width, height) in enumerate(views.sizes):
-        w, h = -(-width // coarse), -(-height // coarse)
-        K = views.K[c] * torch.tensor([[1 / coarse], [1 / coarse], [1.0]], dtype=views.K.dtype, device=views.K.device)
-        depth = rasterize(vertices, shell.faces, views.w2c[c], K, (w, h)).depth.double()
-        col, row = (pixels[c] / coarse).floor().long().unbind(-1)
-        inside = (col >= 0) & (col < w) & (row >= 0) & (row < h) & (local[c, :, 2] > 0)
-        col, row = col.clamp(0, w - 1), row.clamp(0, h - 1)
-        towards = centres[c] - live
-        facing = (normals * towards).sum(-1) / towards.norm(dim=-1)
-        # A slanted surface changes depth within a pixel: half a spacing of slack, which occluders exceed.
-        front = (depth[row, col] > 0) & (local[c, :, 2] <= depth[row, col] + 0.5 * body.spacing)
-        seen = torch.nonzero(inside & front & (facing > 0.2)).squeeze(-1)
-        parts.append((torch.full_like(seen, c), seen, facing[seen]))
-        edge = torch.as_tensor(distance_transform_edt((depth > 0).cpu().numpy()), device=live.device)
-        rim = torch.nonzero(inside & (edge[row, col] <= 1.5) & (facing.abs() < 0.7)).squeeze(-1)
-        rims.append((torch.full_like(rim, c), rim))
-    return Sight(*(torch.cat(x) for x in zip(*parts)), *(torch.cat(x) for x in zip(*rims)))
+    sizes = -(-torch.tensor(views.sizes, device=live.device) // coarse)
+    width, height = (int(v) for v in sizes.amax(0))
+    reduce = torch.tensor([[1 / coarse], [1 / coarse], [1.0]], dtype=views.K.dtype, device=live.device)
+    depth = depth_maps(vertices, shell.faces, views.w2c, views.K * reduce, (width, height))
+    column, row = (pixels / coarse).floor().long().unbind(-1)  # [C, N] each
+    inside = (column >= 0) & (column < sizes[:, :1]) & (row >= 0) & (row < sizes[:, 1:]) & (local[..., 2] > 0)
+    cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    surface = depth.flatten(1).gather(1, cell)
+    towards = views.centres()[:, None] - live
+    facing = (normals * towards).sum(-1) / towards.norm(dim=-1)
+    # A slanted surface changes depth within a pixel: half a spacing of slack, which occluders exceed.
+    front = (surface > 0) & (local[..., 2] <= surface + 0.5 * body.spacing)
+    view, point = torch.nonzero(inside & front & (facing > 0.2), as_tuple=True)
+    # A pixel is on the rim when one of its eight neighbours shows nothing.
+    empty = torch.nn.functional.max_pool2d((depth == 0).to(torch.float32)[:, None], 3, 1, 1).flatten(1).gather(1, cell) > 0
+    return Sight(view, point, facing[view, point], *torch.nonzero(inside & empty & (facing.abs() < 0.7), as_tuple=True))
 
 
 @dataclass(frozen=True)
@@ -380,25 +383,23 @@ def add_silhouettes(evidence: Evidence, body: Body, pose: Pose, views: Views, si
 
 
 def _draw_outlines(evidence: Evidence, views: Views, local: Tensor, pixels: Tensor, sight: Sight, images: FrameImages, weight: float, reach: float) -> None:
-    from instant_nk.geometry.neighbours import NearestPoints
-
-    for c in range(len(views.sizes)):
-        rim = sight.rim_point[sight.rim_view == c]
-        rows = torch.nonzero(images.outline_view == c).squeeze(-1)
-        if len(rim) < 3 or not len(rows):
-            continue
-        rows = rows[:: max(1, len(rows) // 200)]
-        edge, normal = images.outline[rows], images.outline_normal[rows]
-        near = NearestPoints(pixels[c, rim]).query(edge)[1][:, 0]
-        point = rim[near]
-        residual = ((pixels[c, point] - edge) * normal).sum(-1)
-        view = torch.full_like(point, c)
-        share = weight * len(rim) / (len(rows) * len(views.sizes))
-        _add_pixels(evidence, views, local[c, point], view, point, normal, residual, share, reach)
+    counts = torch.bincount(sight.rim_view, minlength=len(views.sizes))
+    rows = torch.nonzero(counts[images.outline_view] >= 3).squeeze(-1)
+    if not len(rows):
+        return
+    view, edge, normal = images.outline_view[rows], images.outline[rows], images.outline_normal[rows]
+    # One search for all views: the view is a third coordinate, so large that no neighbour lies in another one.
+    apart = 10.0 * max(max(size) for size in views.sizes)
+    rim = torch.cat([pixels[sight.rim_view, sight.rim_point], apart * sight.rim_view[:, None]], 1)
+    point = sight.rim_point[NearestPoints(rim).query(torch.cat([edge, apart * view[:, None]], 1))[1][:, 0]]
+    residual = ((pixels[view, point] - edge) * normal).sum(-1)
+    drawn = torch.bincount(view, minlength=len(views.sizes))
+    share = weight * counts[view] / (drawn[view] * len(views.sizes))
+    _add_pixels(evidence, views, local[view, point], view, point, normal, residual, share, reach)
 
 
 def _add_pixels(
-    evidence: Evidence, views: Views, local: Tensor, view: Tensor, point: Tensor, direction: Tensor, residual: Tensor, weight: float, reach: float
+    evidence: Evidence, views: Views, local: Tensor, view: Tensor, point: Tensor, direction: Tensor, residual: Tensor, weight: float | Tensor, reach: float
 ) -> None:
     """Residuals measured in pixels along image directions, turned into scene length at the point's depth."""
     residual = residual - residual.clamp(-DEAD_ZONE, DEAD_ZONE)

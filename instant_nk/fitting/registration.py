@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Cloud, Matches, Target, closest_both_ways, point_areas, soft_displacement, welsch
+from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, point_areas, soft_displacement, welsch
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step
 from instant_nk.fitting.image_evidence import Appearance, FrameImages, Shell, Views, add_colours, add_silhouettes, look
-from instant_nk.geometry.rotations import so3_exp
+from instant_nk.fitting.rigid_alignment import align, misfit, planes
+
+LOST_COVERAGE = 0.75  # share of observed points that must be explained
+LOST_RIGIDITY = 1.2  # mean edge error, in spacings, at which the surface is crumpled rather than bent
 
 
 @dataclass(frozen=True)
@@ -72,36 +75,6 @@ class Fit:
     converged: bool
 
 
-def align_rigidly(body: Body, pose: Pose, target: Target, iterations: int = 8) -> Pose:
-    """The pose moved as one rigid body onto the target by robust point-to-plane steps."""
-    for _ in range(iterations):
-        live, normals = body.warp(pose), body.warp_normals(pose)
-        matches = closest_both_ways(live, normals, body.colours, target, float("inf"), 0.0)
-        if len(matches.source) < 12:
-            return pose
-        rows, residual = _planes(live, normals, target, matches)
-        distance = (live[matches.source] - target.points[matches.target]).norm(dim=-1)
-        weight = matches.weight * welsch(distance, 2.0 * float(distance.median()) + 1e-9 * body.spacing)
-        centre = live.mean(0)
-        arm = live[matches.source] - centre
-        jacobian = torch.cat([torch.linalg.cross(arm, rows), rows], 1)
-        normal = jacobian.T @ (weight[:, None] * jacobian)
-        normal = normal + torch.diag(1e-3 * normal.diagonal() + 1e-12)
-        twist = torch.linalg.solve(normal, -(jacobian.T @ (weight * residual)))
-        rotation = so3_exp(twist[:3])
-        pose = pose.moved(rotation, centre + twist[3:] - rotation @ centre, body.nodes)
-        if float(twist[3:].norm()) < 1e-3 * body.spacing and float(twist[:3].norm()) < 1e-3:
-            break
-    return pose
-
-
-def _planes(live: Tensor, normals: Tensor, target: Target, matches: Matches) -> tuple[Tensor, Tensor]:
-    """Directions and signed distances of the symmetric point-to-plane residual."""
-    rows = normals[matches.source] + target.normals[matches.target]
-    rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-9)
-    return rows, (rows * (live[matches.source] - target.points[matches.target])).sum(-1)
-
-
 def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, progress: float) -> Evidence:
     """Evidence of the observed surface at this pose; `progress` in [0, 1] anneals the gates and the kernel."""
     live, normals = body.warp(pose), body.warp_normals(pose)
@@ -114,7 +87,7 @@ def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, p
     distance = difference.norm(dim=-1)
     scale = max(2.0 * float(distance.median()), 0.05 * body.spacing) * (1 + 2 * (1 - progress))
     weight = matches.weight * welsch(distance, scale) * (len(body.nodes) / len(body.points))
-    rows, residual = _planes(live, normals, target, matches)
+    rows, residual = planes(live, normals, target, matches)
     evidence.add_directions(matches.source, rows, residual, weight)
     evidence.add_positions(matches.source, difference, options.tangential * weight)
     return evidence
@@ -191,23 +164,36 @@ def refine_with_images(body: Body, pose: Pose, target: Target, pictures: Picture
     return pose
 
 
-def register(body: Body, pose: Pose, target: Target, options: Options, pictures: Pictures | None = None) -> Fit:
-    """Register one frame from a starting pose."""
-    pose = move_coarsely(body, pose, target, options)
-    pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
-    if pictures is not None and options.image_iterations:
-        pose = refine_with_images(body, pose, target, pictures, options)
-    return judge(body, orthonormal(pose), target)
+def register_from(body: Body, starts: list[Pose], target: Target, options: Options, pictures: Pictures | None = None) -> Fit:
+    """Register one frame from the most promising of several starting poses.
+
+    Each start is aligned rigidly and moved on the coarse level; the one that agrees best with the observation is carried on.
+    """
+    with torch.no_grad():
+        pose = best_of(body, [move_coarsely(body, align(body, start, target), target, options) for start in starts], target)
+        pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
+        if pictures is not None and options.image_iterations:
+            pose = refine_with_images(body, pose, target, pictures, options)
+        return judge(body, orthonormal(pose), target)
+
+
+def best_of(body: Body, poses: list[Pose], target: Target) -> Pose:
+    """The pose that agrees best with the observation."""
+    return poses[0] if len(poses) == 1 else min(poses, key=lambda pose: disagreement(body, pose, target))
+
+
+def disagreement(body: Body, pose: Pose, target: Target) -> float:
+    """Misfit of a pose in [0, 1], at the scale of half a node spacing."""
+    return misfit(body.warp(pose), body.warp_normals(pose), body.colours, target, 0.5 * body.spacing)
 
 
 def judge(body: Body, pose: Pose, target: Target) -> Fit:
     """How well a pose explains an observation, and whether that is good enough to go on from."""
     live, normals = body.warp(pose), body.warp_normals(pose)
     matches = closest_both_ways(live, normals, body.colours, target, 0.5 * body.spacing, 0.3)
-    backward = matches.target[matches.forward :]
-    coverage = len(backward) / max(int(target.usable.sum()), 1)
-    _, residual = _planes(live, normals, target, matches)
+    coverage = (len(matches.source) - matches.forward) / max(int(target.usable.sum()), 1)
+    _, residual = planes(live, normals, target, matches)
     residual = float(residual.abs().median()) if len(residual) else float("inf")
     forward, reverse = rigidity_errors(body, pose)
     rigidity = float((forward.norm(dim=-1) + reverse.norm(dim=-1)).mean() / 2) if len(forward) else 0.0
-    return Fit(pose, residual, coverage, rigidity, coverage > 0.7 and rigidity < 0.5 * body.spacing)
+    return Fit(pose, residual, coverage, rigidity, coverage > LOST_COVERAGE and rigidity < LOST_RIGIDITY * body.spacing)

@@ -1,27 +1,51 @@
-"""Registration of a sequence: from the canonical frame outwards in both directions, each frame started from its neighbour."""
+"""Registration of a sequence: from the canonical frame outwards in both directions, lost frames found again from either side."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
-import torch
+from torch import Tensor
 
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
-from instant_nk.fitting.registration import Fit, Options, Pictures, align_rigidly, judge, register
-from instant_nk.geometry.rotations import project_to_so3
+from instant_nk.fitting.registration import Fit, Options, Pictures, disagreement, judge, register_from
+from instant_nk.geometry.rotations import project_to_so3, so3_exp, so3_log
 from instant_nk.log import fields
 
 logger = logging.getLogger(__name__)
 
 
-def predict(previous: Pose, before: Pose | None) -> Pose:
-    """Pose of the next frame under constant velocity: the last node motion applied once more."""
-    if before is None:
-        return previous
-    turn = project_to_so3(previous.rotations @ before.rotations.transpose(-1, -2))
-    return Pose(turn @ previous.rotations, 2 * previous.translations - before.translations)
+def predict(body: Body, previous: Pose, before: Pose, steps: float = 1.0) -> Pose:
+    """Pose `steps` frames on under constant velocity: the common rigid motion goes on turning, what remains per node goes on straight."""
+    earlier, now = body.nodes + before.translations, body.nodes + previous.translations
+    turn, shift = common_rigid_motion(earlier, now)
+    angle, own = steps * so3_log(turn), steps * so3_log(previous.rotations @ before.rotations.transpose(-1, -2))
+    rest = now - (earlier @ turn.T + shift)
+    onward = so3_exp(angle)
+    centre, travelled = now.mean(0), (now.mean(0) - earlier.mean(0)) * steps
+    live = (now - centre) @ onward.T + centre + travelled + steps * (rest - rest.mean(0)) @ onward.T
+    return Pose(so3_exp(own) @ previous.rotations, live - body.nodes)
+
+
+def common_rigid_motion(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotation [3, 3] and translation [3] that carry the points [N, 3] onto their partners best (Kabsch)."""
+    a, b = source.mean(0), target.mean(0)
+    turn = project_to_so3((target - b).T @ (source - a))
+    return turn, b - turn @ a
+
+
+def interpolate(body: Body, a: Pose, b: Pose, share: float) -> Pose:
+    """Pose between two, rotations along the shortest arc; share 0 gives `a`."""
+    turn = so3_exp(share * so3_log(b.rotations @ a.rotations.transpose(-1, -2))) @ a.rotations
+    return Pose(turn, (1 - share) * a.translations + share * b.translations)
+
+
+def chains(frames: list[int], canonical_frame: int) -> tuple[list[int], list[int]]:
+    """Frames from the canonical one (or the nearest to it) to the end of the clip, and from there back to its start."""
+    position = frames.index(min(frames, key=lambda f: abs(f - canonical_frame)))
+    return frames[position:], frames[position::-1]
 
 
 def register_sequence(
@@ -46,30 +70,59 @@ def register_sequence(
         fits by frame.
     """
     fits = dict(known or {})
-    start = min(frames, key=lambda f: abs(f - canonical_frame))
-    position = frames.index(start)
-    for chain in (frames[position:], frames[position::-1]):
+    for chain in chains(frames, canonical_frame):
         for i, frame in enumerate(chain):
             if frame in fits:
                 continue
             if frame == canonical_frame:  # the rest shape is this frame's: there is nothing to estimate, and noise would move the mesh off its own surface
                 fits[frame] = judge(body, Pose.identity(body), observe(frame))
                 continue
-            previous = fits[chain[i - 1]].pose if i else Pose.identity(body)
-            before = fits[chain[i - 2]].pose if i > 1 else None
-            fits[frame] = _register_frame(body, observe(frame), previous, before, options, pictures(frame) if pictures else None)
-            fit = fits[frame]
-            numbers = fields(residual_spacing=fit.residual / body.spacing, coverage=fit.coverage, rigidity_spacing=fit.rigidity / body.spacing)
-            logger.info("frame=%d %s converged=%s", frame, numbers, fit.converged)
+            starts = _starts(body, chain[:i], frame, fits)
+            fits[frame] = register_from(body, starts, observe(frame), options, pictures(frame) if pictures else None)
+            _report(body, frame, fits[frame])
             if done:
                 done(fits)
+    for frame in [f for f in frames if not fits[f].converged]:
+        fits[frame] = _find_again(body, frames, frame, fits, observe(frame), options, pictures(frame) if pictures else None)
+        _report(body, frame, fits[frame])
     return fits
 
 
-def _register_frame(body: Body, target: Target, previous: Pose, before: Pose | None, options: Options, pictures: Pictures | None) -> Fit:
-    starts = [align_rigidly(body, previous, target)]
-    if before is not None:
-        starts.append(align_rigidly(body, predict(previous, before), target))
-    best = max(starts, key=lambda pose: judge(body, pose, target).coverage)
-    with torch.no_grad():
-        return register(body, best, target, options, pictures)
+def _report(body: Body, frame: int, fit: Fit) -> None:
+    numbers = fields(residual_spacing=fit.residual / body.spacing, coverage=fit.coverage, rigidity_spacing=fit.rigidity / body.spacing)
+    logger.log(logging.INFO if fit.converged else logging.WARNING, "frame=%d %s converged=%s", frame, numbers, fit.converged)
+
+
+def _starts(body: Body, chain: list[int], frame: int, fits: dict[int, Fit]) -> list[Pose]:
+    """Poses to start a frame from: the last good one along the chain, and that one moved on at its velocity."""
+    good = [f for f in chain if fits[f].converged]
+    if not good:
+        return [fits[chain[0]].pose if chain else Pose.identity(body)]
+    last = fits[good[-1]].pose
+    if len(good) < 2:
+        return [last]
+    pace = abs(frame - good[-1]) / abs(good[-1] - good[-2])
+    return [last, predict(body, last, fits[good[-2]].pose, pace)]
+
+
+def _find_again(body: Body, frames: list[int], frame: int, fits: dict[int, Fit], target: Target, options: Options, pictures: Pictures | None) -> Fit:
+    """A lost frame once more, from the nearest good frames on either side and from between them.
+
+    Where that does not help, the frame keeps whichever agrees better with its observation: the fit or the interpolation. It
+    stays marked as not converged.
+    """
+    here = frames.index(frame)
+    before = next((f for f in reversed(frames[:here]) if fits[f].converged), None)
+    after = next((f for f in frames[here + 1 :] if fits[f].converged), None)
+    if before is None and after is None:
+        return fits[frame]
+    starts = [fits[f].pose for f in (before, after) if f is not None]
+    if len(starts) == 2:
+        starts.append(interpolate(body, *starts, (frame - before) / (after - before)))
+    again = register_from(body, starts, target, options, pictures)
+    if again.converged:
+        return again
+    guess = judge(body, starts[-1], target)
+    best = min((fits[frame], again, guess), key=lambda fit: disagreement(body, fit.pose, target))
+    # Evidence that nothing explains is no reason to crumple the surface: between two good frames the way across is safer.
+    return replace(guess if best.coverage < 0.5 else best, converged=False)

@@ -89,17 +89,12 @@ def rasterize(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, size: tup
     width, height = size
     device = vertices.device
     corners = project(vertices, w2c, K)[faces.to(device).long()]
-    edges = _edge_functions(corners)
-    first, extent = _pixel_boxes(corners, width, height)
-    extent = torch.where(edges[:, :1, 0].isnan(), 0, extent)
-    kept = torch.nonzero(extent.prod(1) > 0).squeeze(1)
-    first, extent, edges = first[kept], extent[kept], edges[kept]
-    counts = extent.prod(1)
+    kept, first, extent, edges = _candidates(corners, width, height)
 
     none = len(faces)
     inverse_depth = torch.zeros(height * width, dtype=torch.float64, device=device)
     face_index = torch.full((height * width,), none, dtype=torch.int64, device=device)
-    for start, stop in _chunks(counts):
+    for start, stop in _chunks(extent.prod(1)):
         owner, pixel, b = _covered_pixels(first[start:stop], extent[start:stop], edges[start:stop], width)
         value = b.sum(1)  # 1 / depth
         nearest = inverse_depth.scatter_reduce(0, pixel, value, "amax")
@@ -109,6 +104,32 @@ def rasterize(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, size: tup
         face_index = face_index.scatter_reduce(0, pixel[front], kept[start:stop][owner[front]], "amin")
     face_index = torch.where(face_index == none, -1, face_index)
     return _assemble(face_index.reshape(height, width), corners)
+
+
+def depth_maps(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, size: tuple[int, int]) -> Tensor:
+    """Depth of a mesh in several views at once, f64 [C, H, W]; 0 where nothing is seen.
+
+    As `rasterize`, with w2c [C, 4, 4] and K [C, 3, 3]. One pass over all views keeps a GPU busy where a pass per view waits for launches.
+    """
+    width, height = size
+    triangles = faces.to(vertices.device).long()
+    corners = torch.cat([project(vertices, w, k)[triangles] for w, k in zip(w2c, K)])
+    kept, first, extent, edges = _candidates(corners, width, height)
+    inverse = torch.zeros(len(w2c) * height * width, dtype=torch.float64, device=vertices.device)
+    for start, stop in _chunks(extent.prod(1)):
+        owner, pixel, b = _covered_pixels(first[start:stop], extent[start:stop], edges[start:stop], width)
+        view = torch.div(kept[start:stop][owner], len(triangles), rounding_mode="floor")
+        inverse.scatter_reduce_(0, view * (height * width) + pixel, b.sum(1), "amax")
+    return torch.where(inverse > 0, 1 / inverse, inverse).reshape(len(w2c), height, width)
+
+
+def _candidates(corners: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Triangles whose pixel box is not empty: their indices, first pixels, extents and edge functions."""
+    edges = _edge_functions(corners)
+    first, extent = _pixel_boxes(corners, width, height)
+    extent = torch.where(edges[:, :1, 0].isnan(), 0, extent)
+    kept = torch.nonzero(extent.prod(1) > 0).squeeze(1)
+    return kept, first[kept], extent[kept], edges[kept]
 
 
 def _covered_pixels(first: Tensor, extent: Tensor, edges: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

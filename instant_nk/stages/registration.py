@@ -14,12 +14,13 @@ from instant_nk.errors import ContractError
 from instant_nk.fitting import image_evidence, rig_motion
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
+from instant_nk.fitting.lookahead import Lookahead
 from instant_nk.fitting.registration import Fit, Options, Pictures
-from instant_nk.fitting.registration_sequence import register_sequence
+from instant_nk.fitting.registration_sequence import chains, register_sequence
 from instant_nk.io import artifact, dataset, ed_folder, graph, mesh, motion, observation
 from instant_nk.layout import Job
-
 from instant_nk.stages import rig_source
+
 logger = logging.getLogger(__name__)
 
 MAX_VIEWS = 24  # views compared with the moved surface; more add time, hardly accuracy
@@ -70,7 +71,6 @@ def _read_ed_folder(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> moti
     positions, rotations, translations = ed_folder.to_scene(given, data.scene_from_world)
     if positions.shape != nodes.node_positions.shape or np.abs(positions - nodes.node_positions).max() > 1e-5:
         raise ContractError(f"{job.paths.graph}: its nodes are not those of {job.config.registration.folder}/node.txt. Re-run stage 'graph'.")
-    f = len(data.frames)
     return _as_given(data, nodes, rotations, translations)
 
 
@@ -89,6 +89,7 @@ def _follow_rig(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.M
 
 def _as_given(data: dataset.Dataset, nodes: graph.Graph, rotations: np.ndarray, translations: np.ndarray) -> motion.Motion:
     """Motion that somebody else stands for."""
+    f = len(data.frames)
     return motion.Motion(
         np.array(data.frames, np.int32), rotations.astype(np.float32), translations.astype(np.float32),
         np.ones(f, bool), np.zeros(f, np.float32), np.ones(f, np.float32), _rigidity(nodes, rotations, translations),
@@ -138,7 +139,9 @@ def _pictures(data: dataset.Dataset, nodes: graph.Graph, canonical: mesh.Mesh, b
     rest = Pose.identity(body)
     images = image_evidence.load_images(data, views, data.canonical_frame, device)
     appearance = image_evidence.remember(body, image_evidence.look(body, shell, rest, views), views, images, rest)
-    return lambda frame: Pictures(views, image_evidence.load_images(data, views, frame, device), shell, appearance)
+    order = [frame for chain in chains(list(data.frames), data.canonical_frame) for frame in chain[1:]]
+    ahead = Lookahead(lambda frame: image_evidence.load_images(data, views, frame, device), order)
+    return lambda frame: Pictures(views, ahead(frame), shell, appearance)
 
 
 def _to_motion(fits: dict[int, Fit]) -> motion.Motion:

@@ -37,6 +37,8 @@ def sphere(radius: float = 0.4, rings: int = 16) -> tuple[np.ndarray, np.ndarray
 
 def bent(points: np.ndarray, angle: float, start: float = 0.8, end: float = 1.2) -> np.ndarray:
     """Points along x bent in the xy plane by `angle` radians between x = start and end, arc length kept along the axis."""
+    if not angle:
+        return points
     x, y, z = points.T
     curvature = angle / (end - start)
     turn = np.clip((x - start) * curvature, 0, angle)

@@ -1,0 +1,95 @@
+"""Rigid alignment of a moved surface to an observation: robust point-to-plane steps, from one start or from many."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from instant_nk.fitting.correspondences import Matches, Target, closest_both_ways, welsch
+from instant_nk.fitting.deformation_solver import Body, Pose
+from instant_nk.geometry.neighbours import NearestPoints
+from instant_nk.geometry.rotations import project_to_so3, so3_exp
+
+POINTS = 400  # of the surface and of the observation, enough for six unknowns
+TURNS_DEG = (60.0, 120.0, 180.0, 240.0, 300.0)  # about each principal axis
+HOPELESS = 0.4  # misfit above which other orientations are tried
+
+
+def planes(live: Tensor, normals: Tensor, target: Target, matches: Matches) -> tuple[Tensor, Tensor]:
+    """Directions [Q, 3] and signed distances [Q] of the symmetric point-to-plane residual."""
+    rows = normals[matches.source] + target.normals[matches.target]
+    rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-9)
+    return rows, (rows * (live[matches.source] - target.points[matches.target])).sum(-1)
+
+
+def misfit(points: Tensor, normals: Tensor, colours: Tensor, target: Target, scale: float) -> float:
+    """How badly surface and observation agree, both ways: 0 on top of each other, 1 farther than a few `scale` everywhere."""
+    joint = target.features(points, normals, colours)
+    there = target.index.query(joint)[0][:, 0]
+    back = NearestPoints(joint).query(target.index.reference[target.usable])[0][:, 0]
+    return float(1 - 0.5 * (welsch(there, scale).mean() + welsch(back, scale).mean()))
+
+
+def _surface(body: Body, pose: Pose) -> tuple[Tensor, Tensor, Tensor]:
+    """A few live points with normals and colours."""
+    pick = torch.linspace(0, len(body.points) - 1, min(POINTS, len(body.points)), dtype=torch.float64).round().long().to(body.points.device)
+    return body.warp(pose)[pick], body.warp_normals(pose)[pick], body.colours[pick]
+
+
+def _iterate(points: Tensor, normals: Tensor, colours: Tensor, target: Target, spacing: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Rotation [3, 3] and translation [3] that bring the points onto the target."""
+    turn, shift = torch.eye(3, dtype=points.dtype, device=points.device), torch.zeros_like(points[0])
+    for _ in range(iterations):
+        live, live_normals = points @ turn.T + shift, normals @ turn.T
+        matches = closest_both_ways(live, live_normals, colours, target, math.inf, 0.0)
+        if len(matches.source) < 12:
+            break
+        rows, residual = planes(live, live_normals, target, matches)
+        distance = (live[matches.source] - target.points[matches.target]).norm(dim=-1)
+        weight = matches.weight * welsch(distance, 2.0 * float(distance.median()) + 1e-9 * spacing)
+        centre = live.mean(0)
+        jacobian = torch.cat([torch.linalg.cross(live[matches.source] - centre, rows), rows], 1)
+        normal = jacobian.T @ (weight[:, None] * jacobian)
+        # A little damping: a ball may spin and a tube may slide without any resistance.
+        normal = normal + torch.diag(1e-3 * normal.diagonal() + 1e-12 * normal.diagonal().max() + 1e-300)
+        twist = torch.linalg.solve(normal, -(jacobian.T @ (weight * residual)))
+        twist[:3] *= min(1.0, 0.5 / max(float(twist[:3].norm()), 1e-12))
+        step = so3_exp(twist[:3])
+        turn, shift = step @ turn, step @ (shift - centre) + centre + twist[3:]
+        if float(twist[3:].norm()) < 1e-3 * spacing and float(twist[:3].norm()) < 1e-3:
+            break
+    return turn, shift
+
+
+def align(body: Body, pose: Pose, target: Target, iterations: int = 8) -> Pose:
+    """The pose moved as one rigid body onto the target; where it ends far off, other orientations and the target's centre are tried."""
+    few = target.thinned(POINTS)
+    surface = _surface(body, pose)
+
+    def result(points: Tensor, normals: Tensor) -> tuple[float, Tensor, Tensor]:
+        turn, shift = _iterate(points, normals, surface[2], few, body.spacing, iterations)
+        return misfit(points @ turn.T + shift, normals @ turn.T, surface[2], few, body.spacing), turn, shift
+
+    best, turn, shift = result(surface[0], surface[1])
+    if best > HOPELESS:
+        for first, offset in _starts(surface[0], few.points[few.usable]):
+            score, second, rest = result(surface[0] @ first.T + offset, surface[1] @ first.T)
+            if score < best:
+                best, turn, shift = score, second @ first, second @ offset + rest
+    return pose.moved(project_to_so3(turn), shift, body.nodes)
+
+
+def _starts(points: Tensor, goal: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Rotations about the surface's principal axes and those that bring the axes of both together, all onto the goal's centre."""
+    centre, middle = points.mean(0), goal.median(0).values
+    axes = torch.linalg.eigh((points - centre).T @ (points - centre)).eigenvectors
+    goal_axes = torch.linalg.eigh((goal - middle).T @ (goal - middle)).eigenvectors
+    turns = [torch.eye(3, dtype=points.dtype, device=points.device)]
+    turns += [so3_exp(math.radians(angle) * axes[:, axis]) for axis in (2, 1, 0) for angle in TURNS_DEG]
+    for signs in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        flip = torch.tensor([signs[0], signs[1], 1.0], dtype=points.dtype, device=points.device)
+        turn = goal_axes * flip @ axes.T
+        turns.append(turn if float(torch.linalg.det(turn)) > 0 else goal_axes * (flip * torch.tensor([1.0, 1.0, -1.0], device=flip.device)) @ axes.T)
+    return [(turn, middle - turn @ centre) for turn in turns]
