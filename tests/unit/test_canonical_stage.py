@@ -165,7 +165,7 @@ def test_the_field_around_a_given_mesh_is_its_distance(body, tmp_path):
     field, mesh = window_files.load_canonical(job.paths, "cpu"), meshes.load(job.paths.canonical_mesh)
     with torch.no_grad():
         distance, gradient, _ = field.sdf.with_gradient(torch.from_numpy(mesh.vertices))
-    assert distance.abs().mean() < 0.01
+    assert distance.abs().mean() < 2e-3  # 7e-3 from the voxels it starts with
     cosine = torch.nn.functional.cosine_similarity(gradient, torch.from_numpy(mesh.normals))
     assert cosine.median() > 0.9
 

@@ -83,6 +83,20 @@ def test_rigidity_of_a_stretch_is_the_known_one():
     torch.testing.assert_close(skeleton.rigidity(rotations, translations), wanted / 2)  # half the frames are stretched
 
 
+def test_a_node_that_turns_alone_mispredicts_its_neighbours_by_the_known_energy():
+    """Rotated by 0.4 about z, it expects each neighbour |R e - e| away from where it is; the neighbours' own predictions stay right."""
+    skeleton = capsule_skeleton(torch.float64)
+    node, turn = int(skeleton.edges[:, 1].mode().values), torch.from_numpy(Rotation.from_rotvec([0, 0, 0.4]).as_matrix())
+    rotations = torch.eye(3, dtype=torch.float64).repeat(1, len(skeleton.nodes), 1, 1)
+    rotations[0, node] = turn
+    mine = (skeleton.edges == node).any(1)
+    rest = skeleton.nodes[skeleton.edges[mine, 0]] - skeleton.nodes[skeleton.edges[mine, 1]]
+    error = ((rest @ turn.T - rest).square().sum(1) * skeleton.edge_weights[mine]).sum()
+    assert {0, 1} <= set((skeleton.edges[mine] == node).int().argmax(1).tolist())  # it stands on either side of its edges
+    wanted = error / (2 * skeleton.spacing**2 * skeleton.edge_weights.sum())
+    torch.testing.assert_close(skeleton.rigidity(rotations, torch.zeros(1, len(skeleton.nodes), 3, dtype=torch.float64)), wanted)
+
+
 # The live grid
 
 
