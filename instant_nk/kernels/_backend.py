@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "triton", "tcnn")
 MIN_CAPABILITY = (8, 0)  # what Triton's own releases support
+TCNN_DEVICE = "cuda"
 OFFERS = {  # kernel folder: backends it has code for
     "hash_encoding": ("reference", "numba", "triton"),
     "blend_skinning": ("reference", "numba", "triton"),
@@ -34,18 +35,19 @@ _logged: set[tuple[str, str]] = set()
 
 
 def select(backend: str) -> None:
-    """Choose the backend of every later kernel call (`runtime.backend`): auto, reference or triton.
+    """Choose the backend of every later kernel call (`runtime.backend`).
+
+    `tcnn` serves the hash tables that are made in its layout (`HashSpec.layout`); everything else is as under `auto`.
 
     Raises:
-        BackendError: unknown name; triton where it is not installed; tcnn, which cannot serve the pipeline: normals and the
-            warp need the encoding's Jacobian, and time needs levels of its own, and tiny-cuda-nn has neither.
+        BackendError: unknown name; triton or tcnn where it is not installed.
     """
     global _selected
     if backend not in BACKENDS:
         raise BackendError(f"runtime.backend: wanted one of {', '.join(BACKENDS)}; got {backend!r}.")
-    if backend == "tcnn":
+    if backend == "tcnn" and importlib.util.find_spec("tinycudann") is None:
         raise BackendError(
-            "runtime.backend=tcnn: tiny-cuda-nn gives no Jacobian of its encoding and no time axis with levels of its own, and the pipeline needs both. "
+            "runtime.backend=tcnn: the package tinycudann is not installed; it has to be built from source. "
             "Set runtime.backend=auto: the Triton kernels need no compiler and are faster (docs/kernels.md)."
         )
     if backend == "triton" and importlib.util.find_spec("triton") is None:
@@ -57,6 +59,11 @@ def select(backend: str) -> None:
 def selected() -> str:
     """The backend asked for by the last `select`; `auto` at the start."""
     return _selected
+
+
+def table_layout() -> str:
+    """`HashSpec.layout` of hash tables that are to be trained now."""
+    return "tcnn" if _selected == "tcnn" else "own"
 
 
 def choose(op: str, *tensors: Tensor) -> str:
@@ -81,6 +88,23 @@ def choose(op: str, *tensors: Tensor) -> str:
     if "numba" in offers and _numba_serves(tensors):
         return _log(op, "numba")
     return _log(op, "reference", f" ({problem})" if tensors[0].is_cuda else "")
+
+
+def require_tcnn(op: str, *tensors: Tensor) -> None:
+    """Refuse what tinycudann cannot compute; log once that it serves.
+
+    Raises:
+        BackendError: another backend is selected, or the tensors are not on a GPU in single (the table: or half) precision.
+    """
+    if _selected != "tcnn":
+        raise BackendError(
+            f"{op}: this table has tiny-cuda-nn's layout, because it was trained with runtime.backend=tcnn; runtime.backend={_selected} cannot read it. "
+            "Set runtime.backend=tcnn, or train again."
+        )
+    odd = next((t for t in tensors if t.device.type != TCNN_DEVICE or t.dtype not in (torch.float32, torch.float16)), None)
+    if odd is not None:
+        raise BackendError(f"{op}: runtime.backend=tcnn computes in single precision on a GPU; got {odd.dtype} on {odd.device}. Set runtime.backend=auto.")
+    _log(op, "tcnn")
 
 
 def describe(device: str) -> str:

@@ -18,6 +18,7 @@ from instant_nk.geometry import surface as surfaces
 from instant_nk.io import artifact, checkpoint, given_mesh
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import mesh as mesh_io
+from instant_nk.kernels import _backend
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.layout import Job
 
@@ -112,7 +113,7 @@ def coloured(given: tuple[np.ndarray, np.ndarray], surface: Surface) -> mesh_io.
 
 def fit_config(job: Job) -> SurfaceFitConfig:
     c = job.config.canonical
-    spec = HashSpec.geometric(c.levels, c.features, c.log2_table_size, c.base_resolution, c.finest_resolution)
+    spec = HashSpec.geometric(c.levels, c.features, c.log2_table_size, c.base_resolution, c.finest_resolution, layout=_backend.table_layout())
     return SurfaceFitConfig(c.steps, c.samples_per_step, spec, c.hidden, c.occupancy_resolution, c.learning_rate, c.eikonal_weight, c.mask_weight, ema=c.ema)
 
 

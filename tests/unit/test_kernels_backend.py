@@ -37,12 +37,6 @@ def test_an_unknown_backend_is_refused_with_the_choices():
         _backend.select("cuda")
 
 
-def test_tiny_cuda_nn_is_refused_with_the_reason_and_what_to_do():
-    with pytest.raises(BackendError, match="gives no Jacobian of its encoding.*Set runtime.backend=auto"):
-        _backend.select("tcnn")
-    assert _backend.selected() == "auto"
-
-
 def test_triton_that_is_not_installed_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.setattr(_backend.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match="triton is not installed. Install it, or set runtime.backend=auto"):

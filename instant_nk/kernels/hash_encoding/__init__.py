@@ -21,8 +21,13 @@ from instant_nk.kernels.hash_encoding.spec import HashSpec
 __all__ = ["HashSpec", "encode", "encode_with_jacobian"]
 
 
-def _primitives(*tensors: Tensor) -> ModuleType:
+def _primitives(spec: HashSpec, *tensors: Tensor) -> ModuleType:
     """The backend's module with `forward`, `table_grad` and `position_grad`."""
+    if spec.layout == "tcnn":
+        _backend.require_tcnn("hash_encoding", *tensors)
+        from instant_nk.kernels.hash_encoding import tcnn as module
+
+        return module
     backend = _backend.choose("hash_encoding", *tensors)
     if backend == "triton":
         from instant_nk.kernels.hash_encoding import triton as module
@@ -41,7 +46,7 @@ def _gradients(
 
     With `direction` [N, D] they are those of <grad, derivative of the features along it>.
     """
-    ops = _primitives(x, table)
+    ops = _primitives(spec, x, table)
     if hasattr(ops, "backward"):  # both in one pass, nothing written out between
         grad_table, grad_x = ops.backward(x, table, spec, levels, grad, grad_jacobian, to_table, to_x, direction)
     else:
@@ -70,7 +75,7 @@ class _Encode(Function):
     def forward(ctx: Any, x: Tensor, table: Tensor, spec: HashSpec, levels: int) -> Tensor:
         ctx.save_for_backward(x, table)
         ctx.spec, ctx.levels = spec, levels
-        return _primitives(x, table).forward(x, table, spec, levels, False)[0]
+        return _primitives(spec, x, table).forward(x, table, spec, levels, False)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -92,7 +97,7 @@ class _Pull(Function):
     def forward(ctx: Any, x: Tensor, table: Tensor, grad: Tensor, spec: HashSpec, levels: int) -> Tensor:
         ctx.save_for_backward(x, table, grad)
         ctx.spec, ctx.levels = spec, levels
-        return _primitives(x, table).position_grad(x, table, spec, levels, grad, None)
+        return _primitives(spec, x, table).position_grad(x, table, spec, levels, grad, None)
 
     @staticmethod
     @once_differentiable
@@ -102,7 +107,7 @@ class _Pull(Function):
         grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, None, to_table, to_x, direction=direction) if to_table or to_x else (None, None)
         grad_grad = None
         if to_grad:
-            ops = _primitives(x, table)
+            ops = _primitives(ctx.spec, x, table)
             if hasattr(ops, "along"):
                 grad_grad = ops.along(x, table, ctx.spec, ctx.levels, direction)
             else:
@@ -117,13 +122,13 @@ class _Scatter(Function):
     def forward(ctx: Any, x: Tensor, grad: Tensor, spec: HashSpec, levels: int) -> Tensor:
         ctx.save_for_backward(x, grad)
         ctx.spec, ctx.levels = spec, levels
-        return _primitives(x, grad).table_grad(x, spec, levels, grad, None)
+        return _primitives(spec, x, grad).table_grad(x, spec, levels, grad, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         x, grad = ctx.saved_tensors
-        ops = _primitives(x, grad)
+        ops = _primitives(ctx.spec, x, grad)
         grad_x = ops.position_grad(x, cotangent, ctx.spec, ctx.levels, grad, None) if ctx.needs_input_grad[0] else None
         grad_grad = ops.forward(x, cotangent, ctx.spec, ctx.levels, False)[0] if ctx.needs_input_grad[1] else None
         return grad_x, grad_grad, None, None
@@ -135,7 +140,7 @@ class _EncodeWithJacobian(Function):
         ctx.save_for_backward(x, table)
         ctx.spec, ctx.levels = spec, levels
         ctx.set_materialize_grads(False)
-        return _primitives(x, table).forward(x, table, spec, levels, True)
+        return _primitives(spec, x, table).forward(x, table, spec, levels, True)
 
     @staticmethod
     @once_differentiable
