@@ -107,6 +107,18 @@ def read(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and {"host", "pid", "user", "directory", "started"} <= value.keys() else None
 
 
+def describe(folder: Path) -> str:
+    """Who is writing to a sequence's folder now, as a line for `status`; "" when nobody says so."""
+    path = path_of(folder)
+    run = read(path)
+    if run is None:
+        return ""
+    here = run["host"] == platform.node()
+    lives = _process_lives(run["pid"]) if here else time.time() - path.stat().st_mtime < DEAD_S
+    words = f"{run['user']} on {run['host']}, process {run['pid']}, from {run['directory']}, since {run['started']}"
+    return f"run: {words}" if lives else f"run: killed ({words}). The same command goes on; it may ask for --unlock once."
+
+
 def _process_lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from instant_nk import config as schema
 from instant_nk import layout
 from instant_nk.errors import ContractError, InstantNKError
-from instant_nk.io import artifact, dataset
+from instant_nk.io import artifact, dataset, run_note
 from instant_nk.layout import Paths
 
 SILENT_S = 120.0  # a job on another machine that logs nothing for so long is taken for dead; progress is logged every 10 s
@@ -45,7 +45,7 @@ class Work:
 
 
 def run_status(paths: Paths) -> str:
-    """A table of the stages, then a line for each job that runs or failed.
+    """A table of the stages, who runs them, then a line for each job that runs or failed.
 
     Raises:
         ContractError: there is no such sequence.
@@ -57,6 +57,8 @@ def run_status(paths: Paths) -> str:
     for stage in layout.STAGES:
         lines.append(stage_line(stage, [job for job in jobs if job.stage == stage]))
     notes = [f"{job.stage} {job.part or ''}: {job.state}, {job.says}" for job in jobs if job.state in ("running", "failed")]
+    if run := run_note.describe(paths.root):
+        lines.append(run)
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from instant_nk import config as schema
 from instant_nk import layout
-from instant_nk.io import synthetic
+from instant_nk.io import checkpoint, synthetic
 
 sys.path.insert(0, str(Path(__file__).parent))
 import loopback_slurm
@@ -123,6 +123,31 @@ def test_a_cancelled_job_and_a_dead_node_are_survived(finished, slurm, repositor
     assert process.returncode == 0, said
     assert "Trying to restart job" in said
     assert all(paths(folder).field(window).is_file() for window in WINDOWS)
+
+
+def test_a_killed_snakemake_leaves_its_jobs_to_slurm_and_the_same_command_goes_on(finished, slurm, repository, tmp_path):
+    """The next call starts while the old jobs still run: both write the same files, each whole."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    shutil.rmtree(paths(folder).field_dir)
+    field = "{steps: 60, checkpoint_every: 5}"
+    process = subprocess.Popen(command(repository, folder, "field", field=field), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    running = lambda: slurm.ask("squeue", "-h", "-t", "R", "-o", "%i").split()  # noqa: E731
+    wait_for(lambda: len(running()) == 2, "the start of both windows")
+    old = running()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    locked = run(repository, folder, "field", field=field)
+    assert locked.returncode != 0 and "--unlock" in locked.stdout
+    assert set(old) <= set(slurm.ask("squeue", "-h", "-o", "%i").split()), "Slurm's jobs live on"
+    assert run(repository, folder, "field", "--unlock", field=field).returncode == 0
+    done = run(repository, folder, "field", field=field)
+    assert done.returncode == 0, done.stdout
+    slurm.wait_until_idle(120)
+    for window in WINDOWS:
+        checkpoint.load(paths(folder).field(window))
+    assert not [p for p in paths(folder).field_dir.iterdir() if p.name[0] == "."], "no writer left a file aside"
+    assert not (paths(folder).root / ".run.json").exists()
 
 
 def test_a_job_that_never_fits_is_reported_and_the_rest_goes_on(finished, slurm, repository, tmp_path):

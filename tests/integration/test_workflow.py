@@ -501,6 +501,7 @@ def test_two_runs_from_different_places_do_not_mix_either(finished, tmp_path):
         rf"results/{SEQUENCE}: a run of \S+ is writing there \(.*process {process.pid}, since .*, from {place.folder}\)\. Wait for it, or choose", second.stdout
     )
     assert "Traceback" not in second.stdout
+    assert f"process {process.pid}, from {place.folder}" in instant_nk("status", place.paths.root, folder=place.folder).stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said

@@ -97,6 +97,14 @@ def test_a_killed_run_leaves_a_note_that_does_not_stop_the_next(tmp_path):
     take(tmp_path / "walk")
 
 
+def test_status_says_who_runs_and_that_a_run_was_killed(tmp_path):
+    assert run_note.describe(tmp_path) == ""
+    put(tmp_path)
+    assert run_note.describe(tmp_path) == "run: ann on elsewhere, process 1, from /data/ann, since 2026-01-01 10:00"
+    put(tmp_path, host=run_note.platform.node(), pid=999999999)
+    assert run_note.describe(tmp_path).startswith("run: killed (ann on ") and "--unlock once" in run_note.describe(tmp_path)
+
+
 def test_a_folder_of_another_user_is_named_with_its_owner():
     if os.geteuid():
         pytest.skip("acting as another user needs root")
