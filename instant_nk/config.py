@@ -145,6 +145,9 @@ class FieldConfig:
     elastic_weight: float = key(0.02, "weight of the residual's Jacobian")
     eikonal_weight: float = key(0.01, "weight of the eikonal term through the warp's Jacobian")
     mask_weight: float = key(0.2, "weight of the mask's binary cross-entropy")
+    appearance: int = key(0, "numbers per frame that only the colour network reads, e.g. 4, for light that changes over time; 0: none")
+    exposure: bool = key(False, "true: learn a gain per camera and channel (exposure, white balance), where cameras disagree about the same colour")
+    refine_poses: bool = key(False, "true: correct each camera's pose a little, where calibration is worse than a pixel; static cameras")
     ema: float = key(0.0, "decay of the running mean of the weights that is exported, e.g. 0.95; 0: the last weights")
     checkpoint_every: int = key(100, "steps between checkpoints from which a killed job resumes")
 
@@ -469,6 +472,7 @@ def _check(config: Config) -> None:
                     "overlap",
                     "background_tolerance",
                     "ema",
+                    "appearance",
                     "preview_every_s",
                 )
                 _require(
@@ -479,6 +483,8 @@ def _check(config: Config) -> None:
     f = config.field
     _require(f.overlap >= 2, "field.overlap", "2 or more frames, so that windows can be blended", f.overlap)
     _require(f.window_frames > f.overlap, "field.window_frames", f"more than field.overlap={f.overlap}", f.window_frames)
+    for name, value in (("appearance", f.appearance), ("exposure", f.exposure), ("refine_poses", f.refine_poses)):
+        _require(not value or f.dyna_mode == "deform", "field.dyna_mode", f"deform, because field.{name} is set", f.dyna_mode)
     for name, value in (("canonical.ema", config.canonical.ema), ("field.ema", f.ema)):
         _require(value < 1, name, "below 1: at 1 nothing would be learned", value)
     _require(1 <= config.graph.anchors <= 8, "graph.anchors", "1 to 8", config.graph.anchors)

@@ -22,7 +22,7 @@ class Batch:
         origins, directions: scene (live) space [R, 3].
         rgb: straight sRGB [R, 3].
         alpha: mask coverage [R].
-        frame: index into the source's frames, i64 [R].
+        frame: index into the source's frames, i64 [R]; camera: index of the camera, i64 [R].
     """
 
     origins: Tensor
@@ -30,6 +30,7 @@ class Batch:
     rgb: Tensor
     alpha: Tensor
     frame: Tensor
+    camera: Tensor
 
 
 class PixelSource:
@@ -79,4 +80,4 @@ class PixelSource:
         frame, camera = view // len(self.cameras.K), view % len(self.cameras.K)
         origins, directions = self.cameras.rays(camera, self.pixels[rows].float() + 0.5)
         rgba = self.colours[rows].float() / 255
-        return Batch(origins, directions, rgba[:, :3], rgba[:, 3], frame)
+        return Batch(origins, directions, rgba[:, :3], rgba[:, 3], frame, camera)

@@ -24,6 +24,7 @@ from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.live_field import LiveField
 from instant_nk.models.residual_field import ResidualField
+from instant_nk.models.rig_correction import FrameColour
 from instant_nk.models.sdf_field import SdfField, Sharpness
 from instant_nk.models.warp import NodeMotion, Skeleton
 from instant_nk.models.window_field import WindowField
@@ -84,9 +85,12 @@ def window_frames(dataset: dataset_io.Dataset, window: str) -> list[int]:
 
 
 def new_field(
-    paths: layout.Paths, dataset: dataset_io.Dataset, window: str, spec: HashSpec, residual_bound: float, device: str
+    paths: layout.Paths, dataset: dataset_io.Dataset, window: str, spec: HashSpec, residual_bound: float, device: str, light: int = 0
 ) -> tuple[WindowField, CanonicalField]:
     """A fresh field of a window: canonical networks, registered motion, zero residual.
+
+    Args:
+        light: numbers per frame for colour that changes over time; 0: it does not.
 
     Raises:
         ContractError: graph, mesh and motion do not belong together, or the motion does not cover the window.
@@ -100,7 +104,8 @@ def new_field(
     nodes = NodeMotion(torch.from_numpy(motion.rotations[rows]), torch.from_numpy(motion.translations[rows]), fixed).to(device)
     residual = ResidualField(spec, RESIDUAL_HIDDEN, residual_bound).to(device)
     index = frames.index(dataset.canonical_frame) if dataset.canonical_frame in frames else None
-    return WindowField(canonical.sdf, canonical.colour, residual, nodes, skeleton, canonical.inv_std, index, canonical.grid()), canonical
+    lit = FrameColour(len(frames), light, canonical.colour.hidden).to(device) if light else None
+    return WindowField(canonical.sdf, canonical.colour, residual, nodes, skeleton, canonical.inv_std, index, canonical.grid(), lit), canonical
 
 
 def residual_spec(config: FieldConfig, frames: int) -> HashSpec:
@@ -122,7 +127,11 @@ def save(path: Path, field: WindowField, header: dict[str, Any]) -> None:
         **{f"colour.{k}": v for k, v in field.colour.state_dict().items()},
         **{f"motion.{k}": v for k, v in field.motion.state_dict().items()},
     }
-    checkpoint.save(path, state, header, {"residual": field.residual.describe()})
+    light = 0
+    if field.light:
+        state |= {f"light.{k}": v for k, v in field.light.state_dict().items()}
+        light = field.light.width
+    checkpoint.save(path, state, header, {"residual": field.residual.describe(), "light": light})
 
 
 def load(paths: layout.Paths, dataset: dataset_io.Dataset, window: str, device: str) -> tuple[WindowField, CanonicalField]:
@@ -139,8 +148,11 @@ def load(paths: layout.Paths, dataset: dataset_io.Dataset, window: str, device: 
     if changed:
         raise ContractError(f"{paths.field(window)}: was trained on another {' and '.join(changed)} than the results hold now. Re-run stage 'field'.")
     saved = description["residual"]
-    field, canonical = new_field(paths, dataset, window, HashSpec.from_json(saved["spec"]), saved["bound"], device)
-    for name, module in (("residual", field.residual), ("colour", field.colour), ("motion", field.motion)):
+    light = description["light"] if "light" in description else 0  # windows of earlier versions know none
+    field, canonical = new_field(paths, dataset, window, HashSpec.from_json(saved["spec"]), saved["bound"], device, light)
+    for name, module in (("residual", field.residual), ("colour", field.colour), ("motion", field.motion), ("light", field.light)):
+        if module is None:
+            continue
         module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
     return field.requires_grad_(False), canonical
 

@@ -16,11 +16,16 @@ from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
 from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
+from instant_nk.models.rig_correction import RigCorrection
 from instant_nk.models.window_field import LiveSamples, WindowField
 
 STEP_CELLS = 0.4  # sample spacing in cells of the live grid
 KEEP_WEIGHT = 5e-4
 MOTION_RATE = 0.2  # step size of node motion relative to the residual's; both in scene units
+GAIN_RATE = 2.0  # of the cameras' gains, relative to the residual's
+POSE_RATE = 0.1  # of the cameras' turns (radians) and shifts (scene units)
+LIGHT_RATE = 10.0  # of the frames' colour codes
+LIGHT_WEIGHT = 1e-4
 FOLLOW_EVERY = 100  # steps after which the live grid is laid anew around the refined motion
 
 
@@ -50,6 +55,16 @@ class WindowFit(Trainer):
         if config.refine_motion:
             groups.append({"params": [field.motion.turn, field.motion.shift], "lr": rate * MOTION_RATE})
         modules = nn.ModuleDict({"residual": field.residual, "colour": field.colour, "motion": field.motion})
+        self.rig = RigCorrection(len(source.cameras.K), config.exposure, config.refine_poses).to(device) if config.exposure or config.refine_poses else None
+        if self.rig:
+            modules["rig"] = self.rig
+        if config.exposure:
+            groups.append({"params": [self.rig.log_gain], "lr": rate * GAIN_RATE})
+        if config.refine_poses:
+            groups.append({"params": [self.rig.turn, self.rig.shift], "lr": rate * POSE_RATE})
+        if field.light:
+            modules["light"] = field.light
+            groups.append({"params": field.light.parameters(), "lr": rate * LIGHT_RATE})
         super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
         self.unconverged = torch.zeros((), device=device)
         self.follow()
@@ -67,32 +82,37 @@ class WindowFit(Trainer):
             self.follow()
         batch = self.source.sample(self.rays, self.generator)
         jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
-        ray, start, end = march(batch.origins, batch.directions, self.space.occupied, STEP_CELLS * 2 / self.grid_resolution, jitter, grid_index=batch.frame)
+        origins, directions = self.rig.rays(batch.origins, batch.directions, batch.camera) if config.refine_poses else (batch.origins, batch.directions)
+        ray, start, end = march(
+            origins.detach(), directions.detach(), self.space.occupied, STEP_CELLS * 2 / self.grid_resolution, jitter, grid_index=batch.frame
+        )
         middle, marched = (start + end) * 0.5, len(ray)
-        points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
+        points = origins[ray] + directions[ray] * middle[:, None]
         frame = batch.frame[ray]
-        sdf, vertex = field.quick_sdf(self.space, points, frame)
+        sdf, vertex = field.quick_sdf(self.space, points.detach(), frame)
         keep = visible_samples(sdf, ray, self.rays, field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
         ray, middle, lengths, points, frame, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], frame[keep], vertex[keep]
 
         rotations, translations = field.motion()
-        directions = batch.directions[ray]
+        directions = directions[ray]
         live = field.at(self.space, points, frame, vertex, directions, rotations, translations)
         alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), lengths, field.inv_std)
         alpha = torch.where(live.converged, alpha, 0)
         seen = composite(alpha, live.rgb, torch.zeros_like(points), middle, ray, self.rays)
         background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
-        colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
+        rgb = seen.rgb * self.rig.gains()[batch.camera] if config.exposure else seen.rgb
+        colour_loss = losses.photometric(rgb, seen.opacity, batch.rgb, batch.alpha, background)
         rigidity = field.skeleton.rigidity(rotations, translations)
         loss = (
             colour_loss
             + config.mask_weight * losses.mask(seen.opacity, batch.alpha)
             + config.rigidity_weight * rigidity
             + self._regularity(live, frame)
+            + (LIGHT_WEIGHT * field.light.penalty() if field.light else 0.0)
         )  # fmt: skip
         self.descend(loss, marched)
         self.unconverged = 0.95 * self.unconverged + 0.05 * (~live.converged).float().mean()
-        error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
+        error = ((rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
         return {"loss": loss.detach(), "mse": error, "rigidity": rigidity.detach(), "residual": live.residual.detach().abs().mean() / field.residual.bound}
 
     def _regularity(self, live: LiveSamples, frame: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class ColourField(nn.Module):
         self.features, self.hidden = features, hidden
         self.mlp = DeepMlp(9 + features, hidden, 3, may_mix=True)
 
-    def forward(self, x: Tensor, normals: Tensor, directions: Tensor, features: Tensor) -> Tensor:
+    def forward(self, x: Tensor, normals: Tensor, directions: Tensor, features: Tensor, light: Tensor | None = None) -> Tensor:
         """Colour [N, 3].
 
         Args:
@@ -31,8 +31,9 @@ class ColourField(nn.Module):
             normals: unit normals in live space [N, 3]: what the light of the world falls on.
             directions: unit viewing directions in live space [N, 3].
             features: [N, L*F].
+            light: what `FrameColour` adds for the frame [N, hidden].
         """
-        return torch.sigmoid(self.mlp(torch.cat([x, normals, directions, features], -1)))
+        return torch.sigmoid(self.mlp(torch.cat([x, normals, directions, features], -1), light))
 
     def describe(self) -> dict[str, Any]:
         return {"features": self.features, "hidden": self.hidden}

@@ -76,6 +76,8 @@ class DeepMlp(Network):
         super().__init__(may_mix)
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Outputs [N, O]; `shift` [N, hidden] is added before the first activation."""
         with self.precision(x):
-            return self.layers(x).to(x.dtype)
+            first = self.layers[0](x)
+            return self.layers[1:](first if shift is None else first + shift).to(x.dtype)

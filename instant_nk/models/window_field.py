@@ -13,6 +13,7 @@ from instant_nk.kernels import hash_encoding
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.residual_field import ResidualField
+from instant_nk.models.rig_correction import FrameColour
 from instant_nk.models.sdf_field import SdfField
 from instant_nk.models.warp import LiveSpace, NodeMotion, Skeleton, to_canonical
 
@@ -45,6 +46,7 @@ class WindowField(nn.Module):
         canonical_index: index of the canonical frame in the window, or None; there the residual is zero by construction.
         canonical_grid: the canonical SDF at the corners of a regular grid, x fastest [R^3, 1]: where samples are only looked for,
             reading it is much cheaper than the network.
+        light: colour that changes over time; None: it does not.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class WindowField(nn.Module):
         inv_std: float,
         canonical_index: int | None,
         canonical_grid: Tensor,
+        light: FrameColour | None = None,
     ):
         super().__init__()
+        self.light = light
         self.sdf, self.colour, self.residual, self.motion = sdf, colour, residual, motion
         self.skeleton, self.inv_std, self.canonical_index = skeleton, inv_std, canonical_index
         self.sdf.requires_grad_(False)
@@ -132,7 +136,7 @@ class WindowField(nn.Module):
         gradient = gradient + (stretch.transpose(-1, -2) @ gradient[..., None])[..., 0]
         gradient, usable = _push_gradient(gradient, jacobian)
         normals = F.normalize(gradient, dim=-1)
-        rgb = self.colour(canonical + residual, normals, directions, features)
+        rgb = self.colour(canonical + residual, normals, directions, features, self.light(frame) if self.light else None)
         return LiveSamples(sdf, gradient, rgb, residual, stretch, canonical, converged & usable)
 
 

@@ -48,7 +48,7 @@ def train_deform(job: Job, dataset: Dataset, frames: list[int], source: PixelSou
     config = job.config.field
     spec = window_files.residual_spec(config, len(frames))
     bound = config.residual_bound * graph_io.load(job.paths.graph).spacing
-    field, canonical = window_files.new_field(job.paths, dataset, job.part, spec, bound, job.device)
+    field, canonical = window_files.new_field(job.paths, dataset, job.part, spec, bound, job.device, config.appearance)
     logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), nodes=len(field.skeleton.nodes), inv_std=canonical.inv_std))
     header = _header(job, window_files.inputs_of(job.paths))
     how = how_of(job, job.paths.field(job.part), f"field_{job.part}")
@@ -59,6 +59,7 @@ def train_deform(job: Job, dataset: Dataset, frames: list[int], source: PixelSou
         "psnr_db": fit.history["psnr_db"][-1],
         "unconverged_share": float(fit.unconverged),
         "samples_per_step": fit.samples,
+        **(fit.rig.describe() if fit.rig else {}),
         "history": fit.history,
     }
 
