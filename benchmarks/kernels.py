@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from instant_nk.geometry.neighbours import NearestPoints, nearest_by_tiles
 from instant_nk.kernels import blend_skinning, hash_encoding, ray_sampling, volume_rendering
 from instant_nk.kernels.hash_encoding import reference as hash_reference
 from tests import parity
@@ -31,6 +32,7 @@ from tests import parity
 RESULTS = Path(__file__).parent / "results.csv"
 COLUMNS = "operation backend shape dtype ms_p20 ms_p50 ms_p80 peak_mib bytes_per_item device torch commit date".split()
 REPEATS = 30
+OPERATIONS = ["hash", "reference", "rays", "skinning", "neighbours"]
 
 
 class Table:
@@ -264,6 +266,18 @@ def time_skinning(table: Table, size: int, device: str) -> None:
             table.add("inverse+jacobian fwd+bwd motion", backend, shape, "float32", len(points), learn)
 
 
+def time_neighbours(table: Table, device: str) -> None:
+    """Closest points as registration asks for them: surface points in three dimensions, and joined with scaled colour and normal in nine."""
+    for dims, queries, references in ((3, 6000, 12000), (9, 12000, 12000), (9, 20000, 60000)) if device == "cuda" else ((3, 2000, 4000), (9, 2000, 4000)):
+        points, reference = torch.randn(queries, dims), torch.randn(references, dims)
+        points[:, :3], reference[:, :3] = (torch.nn.functional.normalize(t[:, :3], dim=1) for t in (points, reference))
+        shape = f"{queries} x {references} {dims}-D"
+        table.add("closest point", "tree on the CPU", shape, "float32", queries, lambda: NearestPoints(reference).query(points))  # noqa: B023  called at once
+        near, far = points.to(device), reference.to(device)
+        for k in (1, 7):
+            table.add(f"closest {k} points", "tiles", shape, "float32", queries, lambda: nearest_by_tiles(near, far, k))  # noqa: B023
+
+
 def backends(device: str) -> list[str]:
     return ["triton", "reference"] if device == "cuda" else ["auto", "reference"]
 
@@ -272,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sizes", type=int, nargs="+", help="log2 of the number of points; default 18 20 21 on a GPU, 14 on a CPU")
-    parser.add_argument("--only", choices=["hash", "reference", "rays", "skinning"], nargs="+", default=["hash", "reference", "rays", "skinning"])
+    parser.add_argument("--only", choices=OPERATIONS, nargs="+", default=OPERATIONS)
     parser.add_argument("--variants", action="store_true", help="time what was tried for the hash encoding (benchmarks/hash_variants.py)")
     parser.add_argument("--compiled", action="store_true", help="time the compiled reference too; compiling takes minutes")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -289,6 +303,8 @@ def main() -> None:
         time_rays(table, middle, device)
     if "skinning" in options.only:
         time_skinning(table, middle, device)
+    if "neighbours" in options.only:
+        time_neighbours(table, device)
     if "reference" in options.only:
         time_hash_reference(table, middle, device, options.compiled)
     if options.variants:
