@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from instant_nk.fitting.correspondences import Target
-from instant_nk.fitting.deformation_solver import Body, Pose, orthonormal, warp
-from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, match_closely, move_coarsely, register_from
+from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, orthonormal, step, warp
+from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, match_closely, move_coarsely, register_from, surface_evidence
 from instant_nk.geometry import spaces, surface
+from instant_nk.geometry.depth_map import SeenSpace
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
 from instant_nk.io.observation import Observation
@@ -18,6 +19,7 @@ from instant_nk.io.surface_file import Surface
 from instant_nk.models import deformation_graph
 
 GREY = 0.5
+EMPTY_ITERATIONS = 10
 LEAST_COVERAGE = 0.6  # share of one surface that the other must explain: two partial views overlap by less than two frames of a whole subject
 
 
@@ -85,7 +87,10 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     options = settings.options
     prepared = Target.from_observation(observed, settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
     fit = register_from(body, [Pose.identity(body)], prepared, options) if settings.align else _register_near(body, prepared, options)
-    return _result(source, points, graph, body, prepared, fit, spaces.invert_similarity(scene_from_world))
+    world_from_scene = spaces.invert_similarity(scene_from_world)
+    if target.seen is not None:
+        fit = _leave_empty_space(body, fit, prepared, target.seen, world_from_scene, options)
+    return _result(source, points, graph, body, prepared, fit, world_from_scene)
 
 
 def _register_near(body: Body, target: Target, options: Options) -> Fit:
@@ -93,6 +98,25 @@ def _register_near(body: Body, target: Target, options: Options) -> Fit:
     with torch.no_grad():
         pose = move_coarsely(body, Pose.identity(body), target, options)
         pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
+        return judge(body, orthonormal(pose), target)
+
+
+def _leave_empty_space(body: Body, fit: Fit, target: Target, seen: SeenSpace, world_from_scene: np.ndarray, options: Options) -> Fit:
+    """The fit without parts where the camera saw nothing: they are drawn to the nearest surface it saw, all else as before.
+
+    Closest points alone leave a folded sleeve spread out beside the shirt: nothing observed lies there, so nothing pulls.
+    """
+    pose, margin = fit.pose, body.spacing * spaces.scale_of(world_from_scene)
+    with torch.no_grad():
+        for _ in range(EMPTY_ITERATIONS):
+            evidence = surface_evidence(body, pose, target, options, 1.0)
+            live = body.warp(pose)
+            wrong = np.flatnonzero(seen.empty(spaces.transform_points(world_from_scene, live.cpu().numpy()), margin))
+            index = torch.as_tensor(wrong, device=live.device)
+            there = target.index.query(target.features(live, body.warp_normals(pose), body.colours)[index])[1][:, 0]
+            weight = live.new_full((len(index),), len(body.nodes) / len(body.points))
+            evidence.add_positions(index, live[index] - target.points[there], weight)
+            pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity, options.softening))
         return judge(body, orthonormal(pose), target)
 
 
@@ -124,8 +148,7 @@ def _observe(target: Surface, points: np.ndarray, coloured: bool, max_points: in
         pick = spread(points, max_points, seed)
         points, normals, colours, boundary = points[pick], normals[pick], colours[pick], np.zeros(len(pick), bool)
     else:
-        welded, joined, of = surface.weld(points, target.faces)
-        open_edge = surface.boundary_vertices(welded, joined)[of]
+        open_edge = _open_edge(points, target.faces) if target.open is None else target.open
         face, bary = surface.sample(points, target.faces, max_points, seed)
         corner = target.faces[face]
         boundary = open_edge[corner].any(1)
@@ -134,6 +157,12 @@ def _observe(target: Surface, points: np.ndarray, coloured: bool, max_points: in
     n = len(points)
     f32 = (x.astype(np.float32) for x in (points, normals, colours))
     return Observation(*f32, np.ones(n, np.float32), np.ones(n, np.int32), boundary)
+
+
+def _open_edge(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Vertices at an edge of one face only, seams apart, bool [V]."""
+    welded, joined, of = surface.weld(points, faces)
+    return surface.boundary_vertices(welded, joined)[of]
 
 
 def spread(points: np.ndarray, count: int, seed: int = 0) -> np.ndarray:

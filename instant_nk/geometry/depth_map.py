@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from instant_nk.geometry import surface
@@ -9,6 +11,28 @@ from instant_nk.geometry import surface
 STEEPEST = 8.0  # a larger step between neighbouring pixels, in pixel widths at that depth, is an occlusion (a surface seen at more than 83 degrees)
 SMOOTHING = 5  # pixels over which depth is averaged before normals are taken: sensors are noisy, surfaces smooth
 CRUMB = 0.005  # pieces of less than this share of the pixels are noise at edges
+
+
+@dataclass(frozen=True)
+class SeenSpace:
+    """What a depth camera saw to be empty: all space before the surfaces it saw. Camera space.
+
+    Attributes:
+        depth: along the optical axis, holes filled with what lies behind, 0 where nothing is known, [H, W].
+        K: intrinsics in pixels, [3, 3].
+    """
+
+    depth: np.ndarray
+    K: np.ndarray
+
+    def empty(self, points: np.ndarray, margin: float) -> np.ndarray:
+        """Points [N, 3] that lie before what was seen by more than `margin`, bool [N]; False outside the picture."""
+        height, width = self.depth.shape
+        image = points @ self.K.T
+        ahead = image[:, 2] > 0
+        column, row = np.floor(image[:, :2] / np.where(ahead, image[:, 2], 1)[:, None]).astype(np.int64).T
+        inside = ahead & (column >= 0) & (row >= 0) & (column < width) & (row < height)
+        return inside & (self.depth[row.clip(0, height - 1), column.clip(0, width - 1)] > points[:, 2] + margin)
 
 
 def back_project(depth: np.ndarray, K: np.ndarray) -> np.ndarray:
@@ -40,6 +64,38 @@ def to_mesh(depth: np.ndarray, K: np.ndarray, valid: np.ndarray) -> tuple[np.nda
     pixels = np.unique(triangles)
     normals = _normals(points, valid).reshape(-1, 3)[pixels]
     return points.reshape(-1, 3)[pixels], np.searchsorted(pixels, triangles), normals, pixels
+
+
+def goes_on(depth: np.ndarray, K: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Whether the surface may go on beyond each of its pixels, unseen, bool [V].
+
+    True at the image's border, next to something nearer (which hides the rest), next to a hole of the sensor, and next to a pixel of about the same depth
+    that is not part of the surface (the mask ends there). False inside, and where the neighbours lie behind: there the surface ends, or turns away.
+    The shadow of a structured-light sensor counts as what lies behind it.
+
+    Args:
+        depth: of the whole image, 0 where unknown, [H, W]; pixels: flat indices of the surface's pixels, i64 [V].
+    """
+    height, width = depth.shape
+    behind = np.pad(filled(depth), 1)
+    own = np.zeros((height + 2, width + 2), bool)
+    own[1 + pixels // width, 1 + pixels % width] = True
+    step = STEEPEST * depth.ravel()[pixels] / min(K[0, 0], K[1, 1])
+    result = np.zeros(len(pixels), bool)
+    for row, column in [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]:
+        place = (row + pixels // width, column + pixels % width)
+        result |= ~own[place] & (behind[place] < depth.ravel()[pixels] + step)
+    return result
+
+
+def filled(depth: np.ndarray) -> np.ndarray:
+    """The depth map with unknown pixels as far as the farthest of the four known ones nearest to them in their row and column."""
+    result = depth.copy()
+    for turned, out in ((depth, result), (depth[:, ::-1], result[:, ::-1]), (depth.T, result.T), (depth[::-1].T, result[::-1].T)):
+        last = np.maximum.accumulate(np.where(turned > 0, np.arange(turned.shape[1]), -1), axis=1)
+        before = np.where(last >= 0, np.take_along_axis(turned, np.maximum(last, 0), 1), 0)
+        np.maximum(out, np.where(turned > 0, 0, before), out=out)
+    return result
 
 
 def _without_crumbs(triangles: np.ndarray, count: int) -> np.ndarray:

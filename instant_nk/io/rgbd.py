@@ -10,6 +10,7 @@ import numpy as np
 
 from instant_nk.errors import DataError
 from instant_nk.geometry import depth_map
+from instant_nk.geometry.depth_map import SeenSpace
 from instant_nk.io.capture_images import MASK_LEVEL, SIXTEEN_BIT, open_image, read_mask, to_rgba
 from instant_nk.io.surface_file import Surface
 
@@ -93,4 +94,5 @@ def load(colour: Path | str, depth: Path | str, K: np.ndarray, mask: Path | str 
         raise DataError(
             f"{depth}: no surface is left of {int((far > 0).sum())} pixels with a depth, {int(valid.sum())} of them inside the mask. Look at both images."
         )
-    return Frame(Surface(vertices, normals, faces, rgba.reshape(-1, 4)[pixels, :3] / 255.0), pixels, image.size)
+    colours, goes_on = rgba.reshape(-1, 4)[pixels, :3] / 255.0, depth_map.goes_on(far, K, pixels)
+    return Frame(Surface(vertices, normals, faces, colours, goes_on, SeenSpace(depth_map.filled(far), K)), pixels, image.size)

@@ -9,6 +9,7 @@ import numpy as np
 
 from instant_nk.errors import ConfigError, DataError
 from instant_nk.geometry import surface
+from instant_nk.geometry.depth_map import SeenSpace
 from instant_nk.io import artifact, ply_file
 
 MESH_SUFFIXES = (".ply", ".obj", ".stl", ".off", ".glb")
@@ -24,12 +25,16 @@ class Surface:
         normals: unit, outward, f64 [V, 3].
         faces: i64 [T, 3]; None for a point cloud.
         colours: sRGB in [0, 1], f64 [V, 3]; None where the file has none.
+        open: where the surface may go on beyond what was seen, bool [V]; None: at the mesh's open edges.
+        seen: what the camera that saw this surface saw to be empty, in the same space; None: nobody knows.
     """
 
     points: np.ndarray
     normals: np.ndarray
     faces: np.ndarray | None = None
     colours: np.ndarray | None = None
+    open: np.ndarray | None = None
+    seen: SeenSpace | None = None
 
     @staticmethod
     def of_mesh(vertices: np.ndarray, faces: np.ndarray, colours: np.ndarray | None = None) -> Surface:

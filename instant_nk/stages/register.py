@@ -61,8 +61,11 @@ def cut(surface: Surface, around: Surface) -> Surface:
     if not len(faces):
         raise DataError("the second depth frame shows nothing near the masked subject of the first. Give its mask too: --mask MASK0 MASK1.")
     keep = np.unique(faces)
+    cut_off = np.zeros(len(inside), bool)
+    cut_off[surface.faces[~inside[surface.faces].all(1)]] = True
     colours = None if surface.colours is None else surface.colours[keep]
-    return Surface(surface.points[keep], surface.normals[keep], np.searchsorted(keep, faces), colours)
+    goes_on = None if surface.open is None else (surface.open | cut_off)[keep]
+    return Surface(surface.points[keep], surface.normals[keep], np.searchsorted(keep, faces), colours, goes_on, surface.seen)
 
 
 def run_register(source: Surface, target: Surface, output: Path, settings: PairSettings, device: str = "cpu", seed: int = 0) -> str:

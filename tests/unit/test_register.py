@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from PIL import Image
 
 from instant_nk import cli
 from instant_nk.errors import DataError
+from instant_nk.fitting import pair_registration
+from instant_nk.fitting.deformation_solver import Pose
 from instant_nk.fitting.pair_registration import PairSettings, register_pair, spread
-from instant_nk.fitting.registration import Options
+from instant_nk.fitting.registration import Options, judge
 from instant_nk.geometry import depth_map, surface
 from instant_nk.geometry.rotations import so3_exp
 from instant_nk.io import rgbd, surface_file
@@ -242,6 +246,60 @@ def test_a_depth_frame_is_moved_onto_another_through_the_command(tmp_path, capsy
     still = np.linalg.norm(truth - rest[owner[pixels]], axis=1).mean()
     assert still > 0.03 and distance.mean() < 0.006 and distance.mean() < 0.15 * still
     assert "converged: yes" in capsys.readouterr().out
+
+
+def folded(rest):
+    """A flap at the right edge folded back behind the sheet."""
+    x, y, z = rest.T
+    over = np.clip(x - 0.12, 0, None)
+    return np.stack([np.minimum(x, 0.12) - over, y, z + np.minimum(over, 0.02)], 1)
+
+
+def test_nothing_is_left_where_the_camera_saw_empty_space(tmp_path, monkeypatch):
+    """A sheet whose flap folds back, from a fit that left the flap spread out."""
+    for name, deform in (("a", lambda p: p), ("b", folded)):
+        depth, colour, _, _ = see(deform)
+        depth[depth == 0] = 2.0  # a wall behind
+        write_frame(tmp_path, name, depth, colour)
+    subject, scene = (rgbd.load(tmp_path / f"{n}.png", tmp_path / f"{n}_depth.png", K, mask(tmp_path, n)).surface for n in "ab")
+    monkeypatch.setattr(pair_registration, "_register_near", lambda body, target, options: judge(body, Pose.identity(body), target))
+    settings = dataclasses.replace(SETTINGS, align=False, max_nodes=60)
+    with_space = register_pair(subject, scene, settings).moved.points
+    without = register_pair(subject, dataclasses.replace(scene, seen=None), settings).moved.points
+    astray = [scene.seen.empty(points, 0.02).mean() for points in (without, with_space)]
+    assert astray[0] > 0.25 and astray[1] < 0.06
+    kept = subject.points[:, 0] < 0
+    assert np.linalg.norm(with_space - subject.points, axis=1)[kept].mean() < 0.01
+
+
+def test_space_is_empty_before_what_was_seen_only():
+    seen = depth_map.SeenSpace(np.array([[2.0, 0.0], [2.0, 2.0]]), np.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]]))
+    points = np.array([[-0.5, -0.5, 1], [-0.5, -0.5, 1.95], [-1.5, -1.5, 3], [0.5, -0.5, 1], [9, 0, 1], [0, 0, -1]])
+    assert seen.empty(points, 0.1).tolist() == [True, False, False, False, False, False]
+
+
+def mask(folder, name):
+    """All that is nearer than the wall."""
+    depth = np.asarray(Image.open(folder / f"{name}_depth.png")) / 1000
+    Image.fromarray(np.where(depth < 1.5, 255, 0).astype(np.uint8)).save(folder / f"{name}_mask.png")
+    return folder / f"{name}_mask.png"
+
+
+def test_a_surface_ends_before_what_lies_behind_and_goes_on_under_what_lies_before():
+    depth = np.full((20, 30), 2.0)
+    depth[:, 10:20] = 1.5  # the surface asked about, columns 10 to 19
+    depth[:, 20:] = 1.0  # hides its right side
+    depth[:, 8:10] = 0  # the sensor's shadow on the wall
+    depth[5, 14] = 0  # a hole
+    own = np.zeros_like(depth, bool)
+    own[2:18, 10:20] = depth[2:18, 10:20] > 0
+    pixels = np.flatnonzero(own)
+    found = np.zeros(depth.size, bool)
+    found[pixels] = depth_map.goes_on(depth, K, pixels)
+    found = found.reshape(depth.shape)
+    assert not found[4:16, 10].any() and found[4:16, 19].all()  # left: the wall behind the shadow; right: hidden
+    assert found[2, 10:20].all() and found[17, 10:20].all()  # the mask cuts it off above and below
+    assert found[4, 13:16].all() and not found[8:15, 11:19].any()
 
 
 def test_a_flat_wall_becomes_a_flat_mesh_that_faces_the_camera():
