@@ -12,7 +12,7 @@ from PIL import Image
 from instant_nk.errors import DataError
 from instant_nk.io import artifact, capture_lens, capture_video
 from instant_nk.io.capture_cameras import VIDEO_SUFFIXES, RawCamera
-from instant_nk.io.capture_images import Images, MaskRule, Size, has_alpha, open_image, to_rgba, write_png
+from instant_nk.io.capture_images import Images, MaskRule, Size, has_alpha, open_image, seems_whole, to_rgba, write_png
 from instant_nk.io.capture_layout import View
 
 DECODED_FORMAT = 1  # raise it when the same video gives other images
@@ -88,7 +88,11 @@ class Films(Images):
         """The frames whose images are not there yet; none for a video that is absent and may be."""
         if self.source(self.cameras[index], self.frames[0]) is None:
             return []
-        return [frame for frame in frames if not self.whole(index, frame).is_file()]
+        return [frame for frame in frames if not self._there(index, frame)]
+
+    def _there(self, index: int, frame: int) -> bool:
+        path = self.whole(index, frame)
+        return path.is_file() and seems_whole(path)
 
     def decode(self, index: int, frames: Sequence[int], done: Callable[[], None] = lambda: None) -> None:
         """Decode a camera's video and write its images at `frames`, ascending, as later stages read them; those that are there stay.
@@ -149,9 +153,8 @@ class Films(Images):
 
     def read(self, index: int, frame: int) -> np.ndarray:
         """Image of camera `index` as later stages will see it, u8 [H, W, 4]; decoded now where `decode` has not been called."""
+        self.decode(index, [frame])
         path = self.whole(index, frame)
-        if not path.is_file():
-            self.decode(index, [frame])
         return to_rgba(open_image(path), path)
 
     def location(self, index: int, frame: int, root: Path) -> str | None:

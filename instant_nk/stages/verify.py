@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from instant_nk.errors import ContractError, InstantNKError
-from instant_nk.io import artifact, capture, checkpoint, dataset, graph, mesh, metrics, motion, observation, surfaces
+from instant_nk.errors import ContractError, DataError, InstantNKError
+from instant_nk.io import artifact, capture, capture_images, capture_video, checkpoint, dataset, graph, mesh, metrics, motion, observation, surfaces
 from instant_nk.layout import Paths
 
 WINDOW = re.compile(r"\d+-\d+")
@@ -48,6 +48,7 @@ def present(paths: Paths) -> Iterator[tuple[Path, Callable[[Path], Any]]]:
     many = [
         (paths.dataset / "hulls", "*.npz", lambda path: artifact.load_npz(path, "hull", dataset.HULL_FORMAT)), (paths.observation_dir, "*.npz", observation.load),
         (paths.field_dir, "*.npz", checkpoint.load), (paths.mesh / "windows", "*.npz", load_window), (paths.mesh / "frames", "*.ply", read_ply),
+        (paths.dataset, "[id][me]*/**/*.png", read_image), (paths.report, "*.mp4", read_video), (paths.report / "renders", "**/*.png", read_render),
     ]  # fmt: skip
     for folder, pattern, load in many:
         yield from ((path, load) for path in sorted(folder.glob(pattern)) if path.name[0] != "." and ".partial" not in path.name)
@@ -93,14 +94,44 @@ def read_ply(path: Path) -> None:
         raise ContractError(f"{path}: has no faces. Re-run stage 'mesh' (--forcerun mesh_join).")
 
 
+def read_image(path: Path) -> None:
+    """Raises ContractError: a PNG that does not end as one."""
+    if not capture_images.seems_whole(path):
+        raise ContractError(f"{path}: not a whole PNG. Re-run stage 'dataset' (--forcerun dataset_sequence).")
+
+
+def read_render(path: Path) -> None:
+    """Raises ContractError: a PNG that does not end as one."""
+    if not capture_images.seems_whole(path):
+        raise ContractError(f"{path}: not a whole PNG. Re-run stage 'report' (--forcerun report_sequence).")
+
+
+def read_video(path: Path) -> None:
+    """Raises ContractError: an mp4 that is cut off."""
+    try:
+        capture_video.frame_count(path)
+    except DataError:
+        raise ContractError(f"{path}: not a whole mp4. Re-run stage 'report' (--forcerun report_sequence).") from None
+
+
 def missing(paths: Paths) -> Iterator[str]:
-    """Frames of the manifest that a stage which is done left out."""
+    """Images that the manifest names and are gone, and frames of it that a stage which is done left out."""
     if not paths.manifest.is_file():
         return
     try:
-        frames = dataset.load(paths.manifest).frames
+        data = dataset.load(paths.manifest)
     except InstantNKError:
         return  # found already
+    frames = data.frames
+    gone = [
+        name
+        for kind in (data.images, data.heldout_images, data.depth or {})
+        for names in kind.values()
+        for name in names
+        if name and not (data.root / name).is_file()
+    ]
+    if gone:
+        yield f"{paths.dataset}: {len(gone)} images are missing: {', '.join(gone[:4])}{' …' if len(gone) > 4 else ''}. Restore the capture's, or re-run stage 'dataset' (--forcerun dataset_sequence)."
     for folder, place, stage, done in (
         (paths.observation_dir, paths.observation, "observation", paths.motion), (paths.mesh / "frames", paths.mesh_frame, "mesh", paths.animation),
     ):  # fmt: skip

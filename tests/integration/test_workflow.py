@@ -413,7 +413,8 @@ def test_verify_finds_nothing_wrong_with_a_finished_run(finished):
 def test_verify_finds_truncated_missing_mixed_and_changed_files(finished, tmp_path):
     place = finished.copy(tmp_path / "run")
     paths, (first, second) = place.paths, layout.windows([0, 1, 2, 3], 3, 2)
-    for path in (paths.observation(1), paths.animation_glb, paths.mesh_frame(2)):
+    film, render = paths.report / "rgb.mp4", sorted(paths.report.glob("renders/*/*.png"))[0]
+    for path in (paths.observation(1), paths.animation_glb, paths.mesh_frame(2), film, render):
         path.write_bytes(path.read_bytes()[:-100])
     paths.observation(3).unlink()
     shutil.copy(paths.field(first), paths.field(second))
@@ -427,6 +428,8 @@ def test_verify_finds_truncated_missing_mixed_and_changed_files(finished, tmp_pa
         f"{paths.observation(1)}: not a readable 'observation' artifact",
         f"{paths.animation_glb}: not a whole GLB",
         f"{paths.mesh_frame(2)}: not a whole PLY",
+        f"{film}: not a whole mp4",
+        f"{render}: not a whole PNG",
         "4_observation: frames 3 are missing",
         f"{paths.mesh_window(second)}: was made from another {paths.field(second)}",
         f"{paths.motion}: was made from another {paths.graph}",

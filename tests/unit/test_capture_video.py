@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from instant_nk import layout
 from instant_nk.config import FramesConfig
 from instant_nk.errors import ContractError, DataError
 from instant_nk.io import capture, capture_video
 from instant_nk.io import dataset as datasets
-from instant_nk.stages import check, dataset
+from instant_nk.stages import check, dataset, verify
 from tests.unit.capture_writer import BACKDROP, as_videos, encode, job, rewrite, write_capture
 from tests.unit.test_dataset_stage import inside_subject, ran
 
@@ -228,6 +229,23 @@ def test_images_are_decoded_once_and_used_again_until_what_they_are_made_of_chan
     assert "2 pictures of 1 videos to decode: about 0.00 GiB in" in caplog.text  # the third told how much room they take
     assert changed.image_path(1, 0).stat().st_mtime_ns == written[3] and changed.image_path(2, 0) != again.image_path(2, 0)
     assert not again.image_path(2, 0).exists(), "images of the former video are removed"
+
+
+def test_a_decoded_image_that_was_cut_off_or_lost_is_found_and_made_again(films, tmp_path):
+    root, _ = films
+    made = ran(root, tmp_path / "r")
+    paths = layout.Paths(made.root.parent)
+    assert "all whole and made from each other" in verify.run_verify(paths)
+    cut, lost = made.image_path(2, 1), made.image_path(4, 0)
+    kept = cut.read_bytes()
+    cut.write_bytes(kept[:-30])
+    lost.unlink()
+    with pytest.raises(ContractError) as caught:
+        verify.run_verify(paths)
+    assert f"{cut}: not a whole PNG. Re-run stage 'dataset' (--forcerun dataset_sequence)" in str(caught.value)
+    assert f"1_dataset: 1 images are missing: {lost.relative_to(made.root)}." in str(caught.value)
+    ran(root, tmp_path / "r")
+    assert cut.read_bytes() == kept and lost.is_file()
 
 
 def test_one_unsound_video_ends_the_decoding_of_the_others(tmp_path, monkeypatch):
