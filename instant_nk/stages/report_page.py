@@ -56,10 +56,10 @@ def build(
         "Graph", graph_pictures(results), f"{len(results.graph.node_positions)} nodes, {len(results.graph.edges)} edges, at the canonical frame."
     )
     body += page.section("Quality per frame", quality(per_frame, doubtful))
-    body += page.section("Files", page.files(exported(job)), "World coordinates. What each holds and how to open it: docs/formats.md.")
-    body += page.section("Is the mesh sound?", soundness(summary), verdict(summary))
     body += page.section("Training", page.loss_charts(costs))
     body += page.section("Cost", page.cost_charts(costs), "Time is the sum over a stage's jobs, also of those that ran side by side.")
+    body += page.section("Files", page.files(exported(job)), "World coordinates. What each holds and how to open it: docs/formats.md.")
+    body += page.section("Is the mesh sound?", soundness(summary), verdict(summary))
     body += page.section("All numbers", page.metrics_table(summary) + "<h3>What each stage wrote down</h3>" + page.stage_details(results.costs))
     when = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     footer = f"instant-nk {__version__}, {when}, capture {page.text(results.dataset.capture.name)}"
@@ -295,5 +295,5 @@ def verdict(summary: dict[str, Any]) -> str:
         "pieces inside out": "mesh_inside_out_components",
         "faces without area": "mesh_degenerate_faces",
     }
-    found = [f"{summary[key]} {what}" for what, key in faults.items() if summary[key]]
-    return f"The animated mesh is {' and '.join(told)}; " + (f"it has {', '.join(found)}." if found else "all faces look outwards and have an area.")
+    found = [f"{what}: {summary[key]}" for what, key in faults.items() if summary[key]]
+    return f"The animated mesh is {' and '.join(told)}; " + (f"{', '.join(found)}." if found else "all faces look outwards and have an area.")

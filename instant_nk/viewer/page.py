@@ -74,6 +74,10 @@ def _grouped(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 10000 else charts.number(value)
 
 
+def _bytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{max(1, round(size / 2**10))} KiB"
+
+
 def files(places: Iterable[tuple[str, str, int]]) -> str:
     """Links to files beside the page.
 
@@ -81,7 +85,7 @@ def files(places: Iterable[tuple[str, str, int]]) -> str:
         places: what it is, path relative to the page, bytes (0: a folder, whose size is not told).
     """
     rows = "".join(
-        f"<li><a href='{text(quote(path))}'>{text(path.removeprefix('../').split('/', 1)[-1])}</a> <span>{text(what)}{f', {size / 2**20:.1f} MiB' if size else ''}</span></li>"
+        f"<li><a href='{text(quote(path))}'>{text(path.removeprefix('../').split('/', 1)[-1])}</a> <span>{text(what)}{f', {_bytes(size)}' if size else ''}</span></li>"
         for what, path, size in places
     )
     return f"<ul class='files'>{rows}</ul>"

@@ -329,6 +329,42 @@ def test_chromium_shows_the_subject_in_the_page(job, photograph):
     assert colourful[80:700, 700:1150].sum() > 3000  # the input beside it
 
 
+def test_in_the_page_two_times_differ_in_the_mesh_and_in_the_input_beside_it(job, photograph, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(job.paths.report_page.read_text() + LISTEN)
+    first, last = (photograph(page, f"#frame={frame}", size=(1200, 900)).astype(int) for frame in (0, 3))
+    seen = [picture[80:600, 50:700].min(-1) < 200 for picture in (first, last)]
+    assert all(0.03 < part.mean() < 0.7 for part in seen) and (seen[0] != seen[1]).mean() > 0.003
+    assert [dom(page, f"#frame={frame}")["video"] for frame in (0, 3)] == ["0.05", "0.35"]  # the middle of each frame's tenth of a second
+
+
+def test_the_time_slider_moves_mesh_and_input(job, photograph, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(job.paths.report_page.read_text() + LISTEN.replace("/* act */", "slider.value = 2; slider.dispatchEvent(new Event('input'));"))
+    found = dom(page)
+    assert (found["frame"], found["label"], found["video"]) == ("2", "frame 2", "0.25")
+
+
+LISTEN = """<script>
+const root = document.querySelector(".nk-player"), slider = root.querySelector(".nk-time"), film = document.getElementById("input-video");
+let acted = false;
+setInterval(() => {
+  if (root.dataset.state !== "ready" || film.readyState === 0) return;
+  if (!acted) { acted = true; /* act */ return; }
+  Object.assign(document.body.dataset, { frame: root.dataset.frame, label: root.querySelector(".nk-frame").textContent, video: film.currentTime.toFixed(2) });
+}, 50);
+</script>"""
+
+
+def dom(page, address=""):
+    """What `LISTEN` has noted on the page's body."""
+    browser = next(name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name))
+    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--virtual-time-budget=8000"]
+    flags += [f"--user-data-dir={page.parent}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    done = subprocess.run([browser, *flags, "--dump-dom", f"file://{page}{address}"], capture_output=True, text=True, timeout=120, check=True)
+    return dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<body[^>]*>", done.stdout).group(0)))
+
+
 def test_the_page_fits_a_phone(job, photograph, tmp_path):
     browser = next(name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name))
     inner = html.escape(job.paths.report_page.read_text(), quote=True)

@@ -117,8 +117,11 @@
       gl_Position = projection * p; gl_PointSize = pointSize;
     }`;
   const LINE_FRAGMENT = `#version 300 es
-    precision highp float; uniform vec4 ink; out vec4 result;
-    void main() { result = ink; }`;
+    precision highp float; uniform vec4 ink; uniform bool dots; out vec4 result;
+    void main() {
+      if (dots && length(gl_PointCoord - 0.5) > 0.5) discard; // round
+      result = ink;
+    }`;
 
   function link(gl, vertex, fragment) {
     const program = gl.createProgram();
@@ -390,6 +393,7 @@
         gl.uniform4f(line.at("ink"), ...colour);
         gl.uniform1f(line.at("pull"), pull);
         gl.uniform1f(line.at("pointSize"), pointSize);
+        gl.uniform1i(line.at("dots"), mode === gl.POINTS ? 1 : 0);
         if (mode === gl.POINTS) gl.drawArrays(mode, 0, count); else gl.drawElements(mode, count, gl.UNSIGNED_INT, 0);
       };
       stroke(floor, gl.LINES, floor.count, [ink, ink, ink, 0.18], 0);
@@ -400,9 +404,11 @@
         stroke(wire, gl.LINES, wire.count, [0.05, 0.1, 0.2, 0.45], 0.001);
       }
       if (graph && find("graph").checked) {
-        gl.disable(gl.DEPTH_TEST);
-        stroke(graph, gl.LINES, graph.count, [0.9, 0.45, 0.1, 0.7], 0);
-        stroke(graph, gl.POINTS, graphPositions.length / 3, [0.8, 0.1, 0.1, 1], 0, 5 * ratio);
+        for (const [hidden, edge, node] of [[true, 0.12, 0.15], [false, 0.9, 1]]) { // what the surface hides shines through
+          if (hidden) gl.disable(gl.DEPTH_TEST); else gl.enable(gl.DEPTH_TEST);
+          stroke(graph, gl.LINES, graph.count, [0.95, 0.45, 0.1, edge], 0.01);
+          stroke(graph, gl.POINTS, graphPositions.length / 3, [0.8, 0.1, 0.1, node], 0.012, 6 * ratio);
+        }
       }
       gl.bindVertexArray(null);
       const index = nearest();
