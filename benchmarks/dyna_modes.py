@@ -1,6 +1,6 @@
 """The four modes of `field.dyna_mode` on one capture, in one table: surface, held-out views, seconds.
 
-usage: python benchmarks/dyna_modes.py CAPTURE [--preset fast] [--modes deform,time,fourier,latent] [--set field.steps=400 …] [--results DIR] [--json OUT]
+usage: python -m benchmarks.dyna_modes CAPTURE [--preset fast] [--modes deform,time,fourier,latent] [--set field.steps=400 …] [--results DIR] [--json OUT]
 
 The stages up to `registration` run once and are shared; each mode then trains its windows with the same number of steps and
 samples. Seconds are those of the field stage alone. `deform` needs canonical, graph and registration as well (their time is

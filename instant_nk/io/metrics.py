@@ -45,6 +45,15 @@ QUANTITIES = {
     "texture_test_fg_psnr_db": Quantity("dB", "the same within the dilated mask", "more"),
     "silhouette_iou": Quantity("share", "intersection over union of the animated mesh's silhouettes and the training masks", "more"),
     "cycle_error_median": Quantity("of the box's diagonal", "distance of a canonical vertex from its live position mapped back", "less"),
+    "inverse_cycle_median": Quantity(
+        "of the box's diagonal",
+        "distance of points near the canonical surface from their live position mapped back by the graph's exact inverse, median",
+        "less",
+    ),
+    "inverse_unconverged_share": Quantity("share", "of those points: the inverse found no root, and they are not rendered", "less"),
+    "blended_inverse_cycle_median": Quantity(
+        "of the box's diagonal", "the same distance by blending the nodes' inverse motions, as published: what the exact inverse saves"
+    ),
     "sdf_residual_median": Quantity("of the box's diagonal", "distance of live vertices from the field's surface", "less"),
     "flipped_fraction": Quantity("share", "neighbouring faces folded over, and not so in the first frame", "less"),
     "flipped_fraction_worst": Quantity("share", "the same, in the worst frame", "less"),

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from instant_nk.geometry.rotations import so3_exp
-from instant_nk.kernels.blend_skinning import blend_with_jacobian, inverse
+from instant_nk.kernels.blend_skinning import blend_with_jacobian, inverse, skinning_weights
 from instant_nk.models.occupancy import cell_centres, dilate
 
 SECOND_SEED_CELLS = 3.0  # canonical distance, in cells, from which a second surface patch counts as another one
 CLOSING = 1.5  # and how much nearer than there it must have come: on one flat patch distances stay as they are
+BLOCK = 1 << 14  # points whose distances to all nodes are held at once
+BAND = 0.01  # scene units: how far from the surface the inverse is judged
 SECOND_SEED_CANDIDATES = 12  # vertices looked at, one a cell: they reach about two cells along the first patch and so past it
 
 
@@ -170,3 +172,60 @@ def to_canonical(
     with torch.no_grad():
         _, jacobian = blend_with_jacobian(canonical, anchors, s.nodes, s.radii, rotations, translations, frame)
     return canonical, jacobian, converged
+
+
+def blended_inverse(skeleton: Skeleton, x: Tensor, rotations: Tensor, translations: Tensor) -> Tensor:
+    """The published way back, for comparison: inverse node motions blended by the nodes nearest in live space, [N, 3].
+
+    sum_k w_k(x) (R_k^T (x - g_k - t_k) + g_k). It is not the inverse of the blend, and nodes of another limb that has come close take part.
+
+    Args:
+        x: live points [N, 3].
+        rotations, translations: of one frame, [M, 3, 3] and [M, 3].
+    """
+    live = skeleton.nodes + translations
+    count = min(skeleton.anchors.shape[1], len(live))
+    anchors = torch.cat([torch.cdist(part, live).topk(count, largest=False).indices for part in x.split(BLOCK)])
+    weights = skinning_weights(x, anchors, live, skeleton.radii)
+    back = (rotations.transpose(1, 2)[anchors] @ (x[:, None] - live[anchors])[..., None])[..., 0] + skeleton.nodes[anchors]
+    return (weights[..., None] * back).sum(1)
+
+
+@dataclass
+class InverseQuality:
+    """How well live points are mapped back at one frame, of points near the surface.
+
+    Attributes:
+        cycle: distance of a canonical point from its live position mapped back, scene units [N]; converged: bool [N].
+        blended: the same distance by `blended_inverse` [N].
+    """
+
+    cycle: Tensor
+    converged: Tensor
+    blended: Tensor
+
+
+@torch.no_grad()
+def inverse_quality(space: LiveSpace, rotations: Tensor, translations: Tensor, index: int, generator: torch.Generator) -> InverseQuality:
+    """Canonical points around every vertex, carried to a frame by the graph and back by both ways; the exact one starts from the live grid alone.
+
+    Points lie up to BAND away from the surface, on either side, as samples of rays do.
+    """
+    s, device = space.skeleton, space.skeleton.vertices.device
+    offset = (torch.rand(s.vertices.shape, generator=generator) * 2 - 1).to(device) * BAND
+    points, frame = s.vertices + offset, torch.full((len(s.vertices),), index, device=device)
+    live = blend_with_jacobian(points, s.anchors, s.nodes, s.radii, rotations, translations, frame)[0]
+    candidates = [space.seed(live, frame, which) for which in (0, 1)]
+    seeded = candidates[0] >= 0
+    live, frame, points = live[seeded], frame[seeded], points[seeded]
+    first, second = (vertex[seeded] for vertex in candidates)
+    canonical, _, converged = to_canonical(space, live, frame, first, rotations, translations)
+    cycle = torch.linalg.vector_norm(canonical - points, dim=-1)
+    rows = (second >= 0).nonzero()[:, 0]  # where two patches are near, both have a root; which one is meant, the distance field decides
+    other, _, found = to_canonical(space, live[rows], frame[rows], second[rows], rotations, translations)
+    away = torch.linalg.vector_norm(other - points[rows], dim=-1)
+    better = found & (away < cycle[rows])
+    cycle[rows] = torch.where(better, away, cycle[rows])
+    converged[rows] |= better
+    blended = blended_inverse(s, live, rotations[index], translations[index])
+    return InverseQuality(cycle, converged, torch.linalg.vector_norm(blended - points, dim=-1))

@@ -17,7 +17,7 @@ from instant_nk.io import mesh as mesh_io
 from instant_nk.io.mesh import Animation
 from instant_nk.kernels.blend_skinning import blend_with_jacobian
 from instant_nk.layout import Job
-from instant_nk.models.warp import LiveSpace, to_canonical
+from instant_nk.models.warp import InverseQuality, LiveSpace, inverse_quality, to_canonical
 from instant_nk.models.window_field import WindowField
 from instant_nk.stages import mesh_exports, mesh_surfaces
 
@@ -52,10 +52,11 @@ def carry_window(job: Job) -> None:
     mesh, frames = mesh_io.load(job.paths.canonical_mesh), window_files.window_frames(dataset, job.part)
     motion = field.motion()
     space = LiveSpace(field.skeleton, *motion, canonical.occupancy_resolution)
-    parts, fallbacks = [], 0
+    parts, fallbacks, generator, judged = [], 0, torch.Generator().manual_seed(job.config.runtime.seed), []
     for index in log.progress(list(range(len(frames))), f"mesh {job.part}", logger):
         live, missed = carry(field, motion, index)
         cycle, residual = _quality(field, space, motion, live, index)
+        judged.append(inverse_quality(space, *motion, index, generator))
         points = live.cpu().numpy()
         fallbacks += missed
         parts.append((points, residual, cycle, seen_by(dataset, points, mesh.faces, job.device).sum(0).astype(np.int32)))
@@ -69,8 +70,19 @@ def carry_window(job: Job) -> None:
         "vertices": len(mesh.vertices),
         "root_fallback_share": fallbacks / (len(frames) * len(mesh.vertices)),
         "cycle_error_median_scene": float(np.median(cycle)),
+        **inverse_numbers(judged, float(np.linalg.norm(dataset.box[1] - dataset.box[0])) * dataset.scale),
     }
     artifact.save_json(job.paths.mesh_window(job.part).with_suffix(".json"), {**measure.numbers(), **numbers})
+
+
+def inverse_numbers(judged: list[InverseQuality], diagonal: float) -> dict[str, float]:
+    """The inverse warp over a window's frames: lengths as shares of the box's diagonal, which is given in scene units."""
+    cycle, converged, blended = (torch.cat([getattr(quality, name) for quality in judged]) for name in ("cycle", "converged", "blended"))
+    return {
+        "inverse_cycle_median": float(cycle.median()) / diagonal,
+        "inverse_unconverged_share": float((~converged).float().mean()),
+        "blended_inverse_cycle_median": float(blended.median()) / diagonal,
+    }
 
 
 @torch.no_grad()

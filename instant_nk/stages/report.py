@@ -111,6 +111,7 @@ def _parts(results: Results, data: Dataset, animation: Animation, drawn: MeshRen
     yield report_scores.of_truth(animation, truth.load(data.capture, animation.frames.tolist()))
     yield report_scores.of_views(views)
     yield report_scores.of_seams(results.costs["mesh"])
+    yield report_scores.of_inverse(results.costs["mesh"])
 
 
 def totals(costs: dict[str, StageCost]) -> dict[str, float | None]:

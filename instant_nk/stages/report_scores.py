@@ -124,6 +124,13 @@ def of_seams(mesh: StageCost) -> Scores:
     return Scores({name: joined.get(name) for name in ("seam_disagreement_pct", "seam_step_pct", "within_jolt_pct")}, {})
 
 
+def of_inverse(mesh: StageCost) -> Scores:
+    """What the mesh stage found about the inverse warp: of the windows, medians averaged and shares too."""
+    names = ("inverse_cycle_median", "inverse_unconverged_share", "blended_inverse_cycle_median")
+    windows = [numbers for numbers in mesh.numbers.values() if names[0] in numbers]
+    return Scores({name: float(np.mean([numbers[name] for numbers in windows])) if windows else None for name in names}, {})
+
+
 def of_mesh(animation: Animation) -> Scores:
     """Whether the mesh is one that tools accept."""
     found = mesh_check.check(animation.vertices, animation.faces)
