@@ -298,6 +298,27 @@ def test_a_capture_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatc
     assert not work.paths.manifest.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.unlink(), r"the image cannot be read .*It was readable when stage 'dataset' ran; restore it or re-run that stage"),
+        (lambda path: path.write_bytes(path.read_bytes()[:50]), r"the image cannot be read .*re-run that stage"),
+        (
+            lambda path: Image.new("RGBA", (8, 8)).save(path),
+            r"wanted 8-bit RGBA of 40x32 pixels, got uint8 \(8, 8, 4\)\. The capture changed; re-run stage 'dataset'",
+        ),
+        (lambda path: Image.new("RGB", (40, 32)).save(path), r"wanted 8-bit RGBA of 40x32 pixels, got uint8 \(32, 40, 3\)\. The capture changed"),
+    ],
+    ids=["gone", "truncated", "other size", "without masks"],
+)
+def test_an_image_that_changes_after_the_dataset_was_made_is_named_by_who_reads_it(tmp_path, change, said):
+    write_capture(tmp_path / "c")
+    made = ran(tmp_path / "c", tmp_path / "r")
+    change(tmp_path / "c" / "images" / "1" / "cam_002.png")
+    with pytest.raises(DataError, match=rf"images/1/cam_002.png: {said}"):
+        made.image(2, 1)
+
+
 def test_an_unwritable_results_folder_is_named(tmp_path):
     write_capture(tmp_path / "c")
     (tmp_path / "r").write_text("a file where the folder should be")
