@@ -135,8 +135,9 @@ class Films(Images):
     @staticmethod
     def _cut(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """A picture u8 [H, W, 3] with its mask as alpha."""
-        rgba = np.dstack([picture, mask])
-        rgba[mask == 0] = 0
+        rgba = np.empty((*mask.shape, 4), np.uint8)
+        np.multiply(picture, (mask > 0)[..., None], out=rgba[..., :3])
+        rgba[..., 3] = mask
         return rgba
 
     def folder(self, index: int) -> Path:

@@ -108,7 +108,8 @@ def first_picture(path: Path) -> Image.Image:
     Raises:
         DataError: no picture can be decoded.
     """
-    command = [_ffmpeg(), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:v:0", "-frames:v", "1", "-f", "image2pipe", "-c:v", "png", "pipe:1"]
+    command = [_ffmpeg(), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:v:0", "-frames:v", "1"]
+    command += ["-f", "image2pipe", "-c:v", "png", "-compression_level", "0", "-pred", "none", "pipe:1"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     if not done.stdout:
         raise DataError(f"{path}: the video is truncated or not a video ({_first_line(done.stderr.decode(errors='replace'))}). Copy or export it again.")
