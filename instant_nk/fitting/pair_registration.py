@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from instant_nk.fitting import meshing
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, orthonormal, step, warp
 from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, match_closely, move_coarsely, register_from, surface_evidence
@@ -19,6 +20,7 @@ from instant_nk.io.surface_file import Surface
 from instant_nk.models import deformation_graph
 
 GREY = 0.5
+GRAPH_FACES = 40000  # a finer mesh is thinned to this before nodes are spread over it: a few hundred nodes need no more
 EMPTY_ITERATIONS = 10
 LEAST_COVERAGE = 0.6  # share of one surface that the other must explain: two partial views overlap by less than two frames of a whole subject
 
@@ -124,7 +126,23 @@ def _graph(source: Surface, points: np.ndarray, settings: PairSettings) -> Graph
     if source.faces is None:
         return deformation_graph.on_points(points, source.normals, settings.max_nodes, settings.anchors, settings.neighbours)
     spacing = None if settings.node_spacing is None else 2.0 * settings.node_spacing
-    return deformation_graph.build(points, source.faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours)
+    if len(source.faces) <= GRAPH_FACES:
+        return deformation_graph.build(points, source.faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours)
+    welded, joined, _ = surface.weld(points, source.faces)
+    thin, thin_faces = meshing.decimate(welded, joined, GRAPH_FACES)
+    graph = deformation_graph.build(thin, thin_faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours)
+    return _hang(graph, thin, surface.vertex_normals(thin, thin_faces), points, source.normals)
+
+
+def _hang(graph: Graph, vertices: np.ndarray, normals: np.ndarray, points: np.ndarray, facing: np.ndarray) -> Graph:
+    """The graph of a thinned mesh with the whole one's points on it: each takes the anchors of the nearest vertex that faces the same way."""
+    from scipy.spatial import cKDTree
+
+    length = 0.5 * graph.spacing
+    nearest = cKDTree(np.concatenate([vertices, length * normals], 1)).query(np.concatenate([points, length * facing], 1))[1]
+    anchors = graph.vertex_anchors[nearest]
+    weights = deformation_graph.skinning_weights(points, anchors, graph.node_positions.astype(np.float64), graph.node_radii.astype(np.float64))
+    return replace(graph, vertex_anchors=anchors, vertex_weights=weights.astype(np.float32))
 
 
 def _colours(given: Surface, coloured: bool) -> np.ndarray:

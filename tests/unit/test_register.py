@@ -77,6 +77,15 @@ def test_an_oriented_point_cloud_is_moved_onto_another():
     assert ((fit.moved.normals[::50] * exact[nearest]).sum(1) > 0.8).mean() > 0.95
 
 
+def test_a_mesh_too_fine_for_its_graph_is_thinned_for_it_and_moved_whole(monkeypatch):
+    source, target, live = pair_of()
+    whole = register_pair(source, target, SETTINGS)
+    monkeypatch.setattr(pair_registration, "GRAPH_FACES", 900)
+    fit = register_pair(source, target, SETTINGS)
+    assert fit.converged and len(fit.moved.points) == len(source.points) and np.array_equal(fit.moved.faces, source.faces)
+    assert error(fit.moved.points, live) < error(whole.moved.points, live) + 0.2
+
+
 def test_the_graph_of_a_point_cloud_keeps_the_two_sides_of_a_thin_sheet_and_two_balls_apart():
     ball, ball_faces = sphere(0.4, 12)
     points = np.concatenate([ball, ball + [0.81, 0, 0]])
