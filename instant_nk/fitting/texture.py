@@ -33,6 +33,7 @@ GRAZING = 0.2  # cosine below which a view says nothing
 DEPTH_STEP = 0.02  # a jump in depth that counts as an occlusion border, of the box's diagonal ...
 DEPTH_SLOPE = 6.0  # ... on top of what a slanted surface shows between neighbouring pixels, in widths of a pixel on the surface
 DEPTH_TOLERANCE = 0.003  # how far behind the visible surface a texel may lie, of the box's diagonal
+FILL_FROM, FILL_SOURCES = 16, 200_000  # an unseen texel takes the mean of so many nearest seen ones, of at most so many that are looked at
 ROBUST_SCALE = 0.08  # colour difference, in [0, 1], at which a view's say is halved
 
 
@@ -218,6 +219,7 @@ class _Baker:
         self.corner_uv = torch.from_numpy(uv[uv_faces]).to(device) * texels.size
         low, high = animation.vertices.min((0, 1)), animation.vertices.max((0, 1))
         self.diagonal = float(np.linalg.norm(high - low))
+        self.nearest = torch.from_numpy(tex.nearest_texel(texels)).to(device).long()
         self.colours = torch.zeros(len(texels.face), 3, device=device)
         self.seen = torch.zeros(len(texels.face), dtype=torch.bool, device=device)
         self.first = True
@@ -226,7 +228,7 @@ class _Baker:
         self.change = torch.zeros_like(self.colours)
         self.weight = torch.zeros(len(self.colours), device=self.colours.device)
         self.error = self.samples = 0.0
-        self.image = torch.from_numpy(self._image()).to(self.colours.device)
+        self.image = self._image()
 
     def add(self, view: View, robust: bool) -> None:
         """Carry one view's differences to the texels it sees."""
@@ -259,12 +261,9 @@ class _Baker:
             result[hit] = tex.read(self.image, uv)
         return result
 
-    def _image(self) -> np.ndarray:
+    def _image(self) -> Tensor:
         """The texture f32 [S, S, 3]; outside the charts the nearest texel's colour."""
-        t, colours = self.texels, self.colours.cpu().numpy()
-        image, known = np.zeros((t.size, t.size, 3), np.float32), np.zeros((t.size, t.size), bool)
-        image[t.row, t.column], known[t.row, t.column] = colours, True
-        return tex.dilate(image, known)
+        return self.colours[self.nearest]
 
     def fill_unseen(self, rest: np.ndarray) -> None:
         """Give texels that no view saw the mean colour of the nearest seen points of the surface."""
@@ -274,11 +273,13 @@ class _Baker:
         t = self.texels
         points = (rest[self.animation.faces[t.face]] * t.barycentric[..., None]).sum(1)
         source = np.flatnonzero(seen)
-        nearest = source[cKDTree(points[source]).query(points[~seen], k=min(16, len(source)))[1].reshape((~seen).sum(), -1)]
+        source = source[:: -(-len(source) // FILL_SOURCES)]
+        nearest = cKDTree(points[source]).query(points[~seen], k=min(FILL_FROM, len(source)), workers=torch.get_num_threads())[1]
+        nearest = source[nearest.reshape((~seen).sum(), -1)]
         self.colours[~self.seen] = self.colours[torch.from_numpy(nearest).to(self.colours.device)].mean(1)
 
     def texture(self) -> Texture:
-        return Texture(self.uv, self.vertex_of, self.uv_faces, np.round(self._image() * 255).astype(np.uint8))
+        return Texture(self.uv, self.vertex_of, self.uv_faces, (self._image() * 255).round().byte().cpu().numpy())
 
     def numbers(self) -> dict[str, float]:
         return {

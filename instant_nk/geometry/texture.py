@@ -139,10 +139,11 @@ def _unfold(point: np.ndarray, seam: np.ndarray, uv: np.ndarray, vertex_of: np.n
     return result
 
 
-def dilate(image: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The image with every unknown texel set to the nearest known one, so that mip levels show no background."""
-    index = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return image[tuple(index)]
+def nearest_texel(texels: TexelMap) -> np.ndarray:
+    """The texel that every pixel of the image shows, i32 [S, S]: its own, and outside the charts the nearest, so that mip levels show no background."""
+    owner = np.full((texels.size, texels.size), -1, np.int32)
+    owner[texels.row, texels.column] = np.arange(len(texels.row))
+    return owner[tuple(ndimage.distance_transform_edt(owner < 0, return_distances=False, return_indices=True))]
 
 
 def read(image: Tensor, points: Tensor) -> Tensor:

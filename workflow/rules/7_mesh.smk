@@ -75,7 +75,7 @@ rule mesh_join:
         f"{LOGS}/7_mesh.tsv"
     resources:
         gpu=lambda wildcards: 0 if config_of(wildcards).mesh.texture == "vertex" else gpus(wildcards),  # the texture is baked on it
-        mem_mb=memory_mb(3000, per_frame=animation_mb),
+        mem_mb=joining_mb,
         runtime=baking_minutes,
     params:
         reads=reads("mesh"),

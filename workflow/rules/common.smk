@@ -231,6 +231,13 @@ def animation_mb(settings):
     return (settings.canonical.target_faces or 200000) / 2 * 24 * 3 / 1e6
 
 
+def joining_mb(wildcards, attempt):
+    """Input function for `resources`: MB of joining windows: the animation, and the texture with what is summed up under every pixel."""
+    settings = config_of(wildcards)
+    baked = 0 if settings.mesh.texture == "vertex" else 220 * settings.mesh.texture_size**2 / 1e6
+    return memory_mb(2500 + baked, per_frame=animation_mb)(wildcards, attempt)
+
+
 # What the parallel stages are cut into; known before anything runs.
 
 
@@ -279,6 +286,12 @@ def every_carried(sequence):
     return every_window(AT.mesh_window("{window}"), AT.mesh_span("{span}"), sequence)
 
 
+def mesh_of(sequence):
+    """What says that the mesh stage of a sequence is done: its animation, or in a mode that does not track the list of its surfaces."""
+    tracked = SEQUENCES[sequence].field.dyna_mode == "deform"
+    return str(AT.animation if tracked else AT.surfaces).format(sequence=sequence)
+
+
 def span_minutes(base):
     """Input function for `resources`: `base` minutes for each window of a span."""
     return lambda wildcards, attempt: attempt * base * len(spans_of(wildcards.sequence)[wildcards.span])
@@ -292,9 +305,3 @@ def windows_in(wildcards):
 def registration_evidence(wildcards):
     """Input function: observations, unless the motion comes from elsewhere."""
     return every_batch(wildcards.sequence) if config_of(wildcards).registration.source == "solver" else []
-def mesh_of(sequence):
-    """What says that the mesh stage of a sequence is done: its animation, or in a mode that does not track the list of its surfaces."""
-    tracked = SEQUENCES[sequence].field.dyna_mode == "deform"
-    return str(AT.animation if tracked else AT.surfaces).format(sequence=sequence)
-
-
