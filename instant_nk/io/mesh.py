@@ -98,8 +98,11 @@ def load_animation(path: Path) -> Animation:
     """Read and check an animation.
 
     Raises:
-        ContractError: an array has another shape or type, a vertex is not finite, there are no faces, or an index is out of range.
+        ContractError: an array has another shape or type, a vertex is not finite, there are no faces, or an index is out of range;
+            or the sequence was made in a mode that does not track.
     """
+    if not path.is_file() and path.with_name("surfaces.json").is_file():
+        raise ContractError(f"{path}: there is none, because field.dyna_mode was one that does not track. Set field.dyna_mode: deform and run again.")
     _, arrays = artifact.load_npz(path, "animation", ANIMATION_FORMAT)
     missing = [name for name in Animation.__dataclass_fields__ if name not in arrays]
     if missing:

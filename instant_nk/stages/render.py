@@ -22,7 +22,7 @@ from instant_nk.io.dataset import Dataset
 from instant_nk.io.export.video import write_video
 from instant_nk.io.mesh import Animation
 from instant_nk.layout import Job
-from instant_nk.stages import report_films
+from instant_nk.stages import report_films, report_surfaces
 from instant_nk.stages.report_films import Path3d
 from instant_nk.stages.report_results import Renders
 from instant_nk.viewer import pictures
@@ -49,7 +49,8 @@ def run_render(job: Job, path: str, output: Path, side: int) -> str:
     Returns:
         one line that says what was written.
     """
-    data, animation = dataset_io.load(job.paths.manifest), mesh_io.load_animation(job.paths.animation)
+    data = dataset_io.load(job.paths.manifest)
+    animation = shown_clip(job, data)
     taken = report_films.orbit(data, animation, job.config.report.path_frames, side) if path == ORBIT else read_cameras(Path(path), animation)
     renderer = neural_renderer(job, data)
     points = report_films.surface_points(animation)
@@ -67,10 +68,23 @@ def neural_renderer(job: Job, data: Dataset) -> Renders:
     """The renderer of the windows the animation was made from, whatever the config says now."""
     from instant_nk.fitting.render import Renderer
 
-    windows = [name for name in artifact.read_header(job.paths.animation)["inputs"] if WINDOW.fullmatch(name)]
+    return Renderer(job, data, windows_of(job))
+
+
+def windows_of(job: Job) -> list[str]:
+    """Names of the windows the mesh stage joined last."""
+    made = job.paths.surfaces if job.paths.surfaces.is_file() else job.paths.animation
+    windows = [name for name in artifact.read_header(made)["inputs"] if WINDOW.fullmatch(name)]
     if not windows:
-        raise ContractError(f"{job.paths.animation}: does not say which windows it was made from. Re-run stage 'mesh' (--forcerun mesh_join).")
-    return Renderer(job, data, windows)
+        raise ContractError(f"{made}: does not say which windows it was made from. Re-run stage 'mesh' (--forcerun mesh_join).")
+    return windows
+
+
+def shown_clip(job: Job, data: Dataset) -> Animation:
+    """The animation; in modes that do not track, what stands for it where only place and frames matter."""
+    if job.paths.surfaces.is_file():
+        return report_surfaces.clip(report_surfaces.read(job.paths, list(data.frames), windows_of(job)))
+    return mesh_io.load_animation(job.paths.animation)
 
 
 def read_cameras(path: Path, animation: Animation) -> Path3d:

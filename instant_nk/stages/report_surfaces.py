@@ -29,7 +29,7 @@ TRACKED_FILMS = ("turntable.mp4", "turntable.gif", "heldout.mp4")
 
 @dataclass
 class SurfaceResults:
-    """What the report reads. `animation` only says where the clip's surface lies and which frames there are: no vertex of it is tracked."""
+    """What the report reads; `animation` is the `clip`."""
 
     dataset: Dataset
     animation: Animation
@@ -45,12 +45,24 @@ def load(job: Job) -> SurfaceResults:
     frames = list(data.frames)
     windows = window_files.windows_of(frames, job.config.field)
     parts = {"observation": layout.batches(frames, job.config.observation.frames_per_job), "field": windows, "mesh": windows}
-    opened = {window: surfaces.load(job.paths.mesh_window(window)) for window in windows}
-    found = {frame: opened[window_files.deepest(windows, frame)][frame] for frame in frames}
+    found = read(job.paths, frames, windows)
+    return SurfaceResults(data, clip(found), found, metrics.stage_costs(job.paths, parts))
+
+
+def read(paths: layout.Paths, frames: list[int], windows: list[str]) -> dict[int, FrameSurface]:
+    """The surface of every frame, from the window in which it lies deepest."""
+    from instant_nk.fitting import window_files
+
+    opened = {window: surfaces.load(paths.mesh_window(window)) for window in windows}
+    return {frame: opened[window_files.deepest(windows, frame)][frame] for frame in frames}
+
+
+def clip(found: dict[int, FrameSurface]) -> Animation:
+    """Where the clip's surface lies and which frames there are, for what frames pictures; no vertex of it is tracked."""
     points = np.concatenate([surface.vertices for surface in found.values()])
     nothing = np.zeros((1, len(points)), np.float32)
-    clip = Animation(np.array(frames, np.int32), points[None], np.zeros((0, 3), np.int32), points, nothing, nothing, nothing.astype(np.int32))
-    return SurfaceResults(data, clip, found, metrics.stage_costs(job.paths, parts))
+    frames = np.array(sorted(found), np.int32)
+    return Animation(frames, points[None], np.zeros((0, 3), np.int32), points, nothing, nothing, nothing.astype(np.int32))
 
 
 def write(job: Job, results: SurfaceResults, neural: Renders, summarise: Any) -> dict[str, Any]:

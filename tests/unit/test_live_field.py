@@ -17,11 +17,13 @@ from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.render import Renderer
 from instant_nk.io import artifact, surfaces
 from instant_nk.io import dataset as datasets
+from instant_nk.io import mesh as meshes
 from instant_nk.models.live_field import MODES, FourierSdf
 from instant_nk.models.occupancy import cell_centres
 from instant_nk.stages import field as field_stage
 from instant_nk.stages import mesh as mesh_stage
 from instant_nk.stages import report as report_stage
+from instant_nk.stages.render import run_render
 from instant_nk.stages.verify import run_verify
 from tests.unit import neural_fixtures
 from tests.unit.neural_fixtures import SPEC, WINDOWS, ball, numbers, slope, stir, voxels
@@ -191,6 +193,14 @@ def test_the_field_comes_back_and_renders(run):
     seen = Renderer(job, base.dataset).render(rig.c2w[0], rig.K[0], (48, 48), base.dataset.frames[1])
     true = base.dataset.image(0, base.dataset.frames[1])[..., 3] > 127
     assert ((seen["alpha"] > 0.5) & true).sum() / ((seen["alpha"] > 0.5) | true).sum() > 0.7  # after thirty steps from the hull
+
+
+def test_what_needs_tracks_says_why_there_are_none_and_what_does_not_works(run, tmp_path):
+    _, job = run
+    with pytest.raises(ContractError, match=r"animation\.npz: there is none, because field\.dyna_mode was one that does not track"):
+        meshes.load_animation(job.paths.animation)
+    said = run_render(job, "orbit", tmp_path / "orbit", 32)
+    assert "2 pictures of 32x32" in said and len(list((tmp_path / "orbit" / "frames").glob("*_rgb.png"))) == 2
 
 
 def test_the_log_says_once_that_nothing_is_tracked(run, caplog):
