@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.kernels import RESULTS, Table
 from instant_nk import config as schema
-from instant_nk.fitting import losses, window_files
+from instant_nk.fitting import losses, replay, window_files
 from instant_nk.fitting.rays import Batch
 from instant_nk.fitting.trainer import mixed_precision
 from instant_nk.fitting.window_files import CanonicalField
@@ -183,16 +183,11 @@ def gather_samples(fit: WindowFit, count: int) -> Samples:
     return Samples(batch.origins[ray] + directions * middle[:, None], directions, end - start, middle, ray, batch.frame[ray], vertex, used, wanted)
 
 
-def full_loss(fit: WindowFit, s: Samples) -> Tensor:
-    """What the trainer's step descends on, with every sample kept."""
-    config, field = fit.config, fit.field
-    rotations, translations = field.motion()
-    live = field.at(fit.space, s.points, s.frame, s.vertex, s.directions, rotations, translations)
-    alpha = torch.where(live.converged, neus_alpha(live.sdf, (s.directions * live.gradient).sum(-1), s.lengths, field.inv_std), 0)
-    seen = composite(alpha, live.rgb, torch.zeros_like(s.points), s.middle, s.ray, s.rays)
-    photometric = losses.photometric(seen.rgb, seen.opacity, s.wanted.rgb, s.wanted.alpha, torch.ones_like(s.wanted.rgb))
-    rigidity = config.rigidity_weight * field.skeleton.rigidity(rotations, translations)
-    return photometric + config.mask_weight * losses.mask(seen.opacity, s.wanted.alpha) + rigidity + fit._regularity(live, s.frame)
+def teach(fit: WindowFit, s: Samples) -> None:
+    """The trainer's lesson, with every sample kept: loss and gradients."""
+    at = {"ray": s.ray, "points": s.points, "directions": s.directions, "frame": s.frame, "vertex": s.vertex, "middle": s.middle, "lengths": s.lengths}
+    wanted = {"rgb": s.wanted.rgb, "alpha": s.wanted.alpha, "background": torch.ones_like(s.wanted.rgb), "camera": s.wanted.camera}
+    fit.teach(replay.Samples(at, wanted, {}, s.rays), fit.followed)
 
 
 @dataclass
@@ -247,7 +242,7 @@ def parts_of(fit: WindowFit, s: Samples) -> list[Part]:
         alpha = neus_alpha(sdf, (s.directions * gradient).sum(-1), s.lengths, field.inv_std)
         seen = composite(alpha, rgb, torch.zeros_like(s.points), s.middle, s.ray, s.rays)
         photometric = losses.photometric(seen.rgb, seen.opacity, s.wanted.rgb, s.wanted.alpha, torch.ones_like(s.wanted.rgb))
-        return (photometric + losses.mask(seen.opacity, s.wanted.alpha) + losses.eikonal(gradient),)
+        return (photometric + losses.mask(seen.opacity, s.wanted.alpha) + losses.eikonal(gradient).mean(),)
 
     layer = 2 * (4 + w4) * h4
     return [
@@ -309,12 +304,12 @@ def measure_step(table: Table, sizes: Sizes, device: str, log2: int, mixed: bool
         s = gather_samples(fit, 1 << log2)
 
         def descend() -> None:
-            fit.descend(full_loss(fit, s), 1 << log2)
+            teach(fit, s)
+            fit.descend(1 << log2)
 
         chain = table.add("window step: full chain", "auto", shape, "float32", len(s.points), descend)
         rows = time_parts(table, fit, s, shape)
-        fit.optimizer.zero_grad(set_to_none=True)
-        full_loss(fit, s).backward()
+        teach(fit, s)
         optimiser = table.add("window step: optimiser", "auto", shape, "float32", len(s.points), fit.optimizer.step)
     learned = sum(parameter.numel() for parameter in fit.trained)
     print(f"\nas trained: {marched} samples marched on {fit.rays} rays, {kept} kept: {whole:.3f} ms, of which march and drop {finding:.3f} ms")

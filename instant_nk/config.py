@@ -95,7 +95,7 @@ class ObservationConfig:
     provider: Literal["neural", "depth", "meshes"] = key("neural", "where evidence of the live surface comes from")
     folder: str | None = key(None, "provider meshes: folder of per-frame meshes named by frame number, world coordinates")
     frames_per_job: int | None = key(None, "frames observed by one job; null: 4, and more in a long capture, so that starting processes costs little")
-    steps: int = key(90, "training steps of the quick neural surface, per frame")
+    steps: int = key(180, "training steps of the quick neural surface, per frame")
     samples_per_step: int = key(12000, "samples along rays per step")
     max_pixels: int = key(40_000_000, "pixels of a frame held in memory at most, 12 bytes each")
     log2_table_size: int = key(15, "entries per level of the quick grid, as a power of two")
@@ -177,6 +177,7 @@ class RuntimeConfig:
     mixed_precision: Literal["auto", "on", "off"] = key(
         "auto", "on: colour and residual networks train in bfloat16 on a GPU, the signed distance never; auto: as is faster (off until measured)"
     )
+    cuda_graphs: bool = key(True, "true: on a GPU, training steps are recorded once and replayed, which is several times faster; false: launched one by one")
     threads: int | None = key(None, "CPU threads of one job; null: what Snakemake gives it")
     preview_every_s: float = key(20.0, "seconds between preview pictures of a training, beside what it will write (*.preview.png); 0: none")
     tensorboard: bool = key(False, "true: scalars and previews as TensorBoard events in results/{sequence}/tensorboard/ (needs tensorboard)")
@@ -500,14 +501,14 @@ def _check(config: Config) -> None:
         f"a path, because registration.source is '{config.registration.source}'",
         None,
     )
-    for name in config.mesh.formats:
-        _require(name in ("npz", "ply", "glb", "usd", "obj", "pc2"), "mesh.formats", "any of npz, ply, glb, usd, obj, pc2", name)
     _require(
         config.registration.rig_poses is None or config.registration.source == "rig",
         "registration.source",
         "rig, because rig_poses is given",
         config.registration.source,
     )
+    for name in config.mesh.formats:
+        _require(name in ("npz", "ply", "glb", "usd", "obj", "pc2"), "mesh.formats", "any of npz, ply, glb, usd, obj, pc2", name)
     if config.dataset.box is not None:
         box = config.dataset.box
         _require(len(box) == 2 and all(len(corner) == 3 for corner in box), "dataset.box", "[[x, y, z], [x, y, z]]", box)

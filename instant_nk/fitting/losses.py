@@ -25,5 +25,5 @@ def mask(opacity: Tensor, alpha: Tensor) -> Tensor:
 
 
 def eikonal(gradient: Tensor) -> Tensor:
-    """(|grad sdf| - 1)^2, mean over points [N, 3]."""
-    return ((torch.linalg.vector_norm(gradient, dim=-1) - 1) ** 2).mean()
+    """(|grad sdf| - 1)^2 of each point, [N]."""
+    return (torch.linalg.vector_norm(gradient, dim=-1) - 1) ** 2

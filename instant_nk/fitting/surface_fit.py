@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from instant_nk.fitting import losses, schedules
 from instant_nk.fitting.monitor import middle_view, side_by_side
 from instant_nk.fitting.rays import PixelSource
+from instant_nk.fitting.replay import Samples
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.kernels.ray_sampling import march
@@ -135,20 +136,32 @@ class NeusFit(Trainer):
         marched = len(ray)
         ray, middle, lengths, points = ray[keep], middle[keep], (end - start)[keep], points[keep]
 
-        sdf, gradient, features = self.surface_at(points, batch.frame[ray])
-        normals = torch.nn.functional.normalize(gradient, dim=-1)
-        directions = batch.directions[ray]
-        inv_std = self.sharpness()
-        alpha = neus_alpha(sdf, (directions * gradient).sum(-1), lengths, inv_std, schedules.anneal(step, config.steps))
-        rgb = self.colour(points, normals, directions, features)
-        seen = composite(alpha, rgb, normals, middle, ray, self.rays)
         background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
-        colour_loss = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, background)
-        mask_loss = losses.mask(seen.opacity, batch.alpha)
-        eikonal = losses.eikonal(gradient) if len(ray) else colour_loss * 0
+        samples = Samples(
+            {"ray": ray, "points": points, "directions": batch.directions[ray], "frame": batch.frame[ray], "middle": middle, "lengths": lengths},
+            {"rgb": batch.rgb, "alpha": batch.alpha, "background": background},
+            {"anneal": torch.full((), schedules.anneal(step, config.steps), device=self.device)},
+            self.rays,
+        )
+        seen = self.teach(samples, self.sdf.encoding.open_levels)
+        self.descend(marched)
+        return seen
+
+    def lesson(self, samples: Samples) -> dict[str, Tensor]:
+        config, at, wanted = self.config, samples.at, samples.seen
+        sdf, gradient, features = self.surface_at(at["points"], at["frame"])
+        normals = torch.nn.functional.normalize(gradient, dim=-1)
+        inv_std = self.sharpness()
+        alpha = neus_alpha(sdf, (at["directions"] * gradient).sum(-1), at["lengths"], inv_std, samples.values["anneal"])
+        rgb = self.colour(at["points"], normals, at["directions"], features)
+        seen = composite(alpha, rgb, normals, at["middle"], at["ray"], samples.rays)
+        rgb, opacity = samples.of_rays(seen.rgb), samples.of_rays(seen.opacity)
+        colour_loss = losses.photometric(rgb, opacity, wanted["rgb"], wanted["alpha"], wanted["background"])
+        mask_loss = losses.mask(opacity, wanted["alpha"])
+        eikonal = samples.mean(losses.eikonal(gradient)) if len(sdf) else colour_loss * 0
         loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal + self.further_loss()
-        self.descend(loss, marched)
-        error = ((seen.rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
+        loss.backward()
+        error = ((rgb - wanted["rgb"] * wanted["alpha"][:, None]).detach() ** 2).mean()
         return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach()}
 
     def picture(self) -> np.ndarray:
@@ -208,6 +221,8 @@ class SurfaceFit(NeusFit):
         self.given = given
         sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
         sdf.set_hull(hull)
+        if given is not None:
+            how = replace(how, recorded=False)  # each step draws points of the given surface
         super().__init__(config, source, sdf, config.spec.width, candidates_of(hull, config.occupancy_resolution, device), device, seed, title, how)
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:

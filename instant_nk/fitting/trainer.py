@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from instant_nk.errors import NumericalError
 from instant_nk.fitting import schedules, training_state
 from instant_nk.fitting.monitor import Monitor
+from instant_nk.fitting.replay import Eager, Replay, Samples
+from instant_nk.kernels import _backend
 from instant_nk.layout import Job
 from instant_nk.log import Progress
 from instant_nk.models.mlp import set_mixed
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 NOTE_EVERY = 20  # steps between looks at the numbers: each look makes the host wait for the GPU
 LEAST_SAMPLES = 1024  # per step; a device without room for so few has no room for the networks either
 LEAST_RAYS = 64
+SAME_RAYS = 0.08  # a recorded step keeps its ray count while it is right to this share: another count is another recording
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,12 @@ class How:
     Attributes:
         mixed: whether the networks that allow it compute their matrix products in bfloat16.
         monitor: what shows the training while it runs; None: nothing.
+        recorded: whether the arithmetic of a step is recorded as a CUDA graph and replayed.
     """
 
     mixed: bool = False
     monitor: Monitor | None = None
+    recorded: bool = False
 
 
 PLAIN = How()
@@ -81,6 +86,7 @@ class Trainer:
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.means = [parameter.detach().clone() for parameter in self.trained] if ema else []
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.teach = Replay(self.lesson, self.trained) if how.recorded else Eager(self.lesson, self.trained)
         self.rays = max(LEAST_RAYS, samples // 16)
         self.done = 0
         self.reduced = False
@@ -110,19 +116,23 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
 
-    def descend(self, loss: Tensor, marched: int) -> None:
-        """Optimiser step on a loss, then the ray count that will march the wanted number of samples.
+    def lesson(self, samples: Samples) -> dict[str, Tensor]:
+        """What a step computes from its samples: the loss, back to the gradients; returns scalars. See `replay.Replay` for what it may not do."""
+        raise NotImplementedError
+
+    def descend(self, marched: int) -> None:
+        """Optimiser step by the gradients of a lesson, then the ray count that will march the wanted number of samples.
 
         Args:
             marched: samples that this step's rays had.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         self.optimizer.step()
         self.done += 1
         if self.means:
             torch._foreach_lerp_(self.means, [parameter.detach() for parameter in self.trained], max(1 - self.ema, 1 / self.done))
-        self.rays = int(min(self.rays * 1.3, max(self.rays * 0.7, self.rays * self.samples / max(marched, 1))))
+        change = min(1.3, max(0.7, self.samples / max(marched, 1)))
+        if not self.how.recorded or abs(change - 1) > SAME_RAYS:
+            self.rays = int(self.rays * change)
 
     def advance(self) -> dict[str, Tensor]:
         """`step`, with fewer samples where the device has no memory for all; that is said once.
@@ -221,7 +231,12 @@ def mixed_precision(modules: nn.Module, on: bool) -> Iterator[None]:
 
 def how_of(job: Job, output: Path, title: str) -> How:
     """How the `runtime` section wants the training of a job that will write `output`."""
-    return How(wants_mixed(job.config.runtime.mixed_precision, job.device), Monitor.of(job, output, title))
+    return How(wants_mixed(job.config.runtime.mixed_precision, job.device), Monitor.of(job, output, title), wants_recording(job))
+
+
+def wants_recording(job: Job) -> bool:
+    """Whether steps are recorded: on a GPU whose kernels are Triton's, which never make the host wait."""
+    return job.config.runtime.cuda_graphs and torch.device(job.device).type == "cuda" and _backend.describe(job.device) == "triton"
 
 
 def wants_mixed(setting: str, device: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from instant_nk.config import FieldConfig
 from instant_nk.fitting import losses
 from instant_nk.fitting.monitor import middle_view, side_by_side
 from instant_nk.fitting.rays import PixelSource
+from instant_nk.fitting.replay import Samples
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
 from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
@@ -45,6 +47,8 @@ class WindowFit(Trainer):
     def __init__(
         self, config: FieldConfig, field: WindowField, source: PixelSource, grid_resolution: int, device: str, seed: int, title: str, how: How = PLAIN
     ):
+        if config.refine_poses:
+            how = replace(how, recorded=False)  # the gradient goes on to where the samples lie
         self.config, self.field, self.source, self.device = config, field, source, device
         self.grid_resolution = grid_resolution
         rate = config.learning_rate
@@ -93,38 +97,55 @@ class WindowFit(Trainer):
         keep = visible_samples(sdf, ray, self.rays, field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
         ray, middle, lengths, points, frame, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], frame[keep], vertex[keep]
 
-        rotations, translations = field.motion()
-        directions = directions[ray]
-        live = field.at(self.space, points, frame, vertex, directions, rotations, translations)
-        alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), lengths, field.inv_std)
-        alpha = torch.where(live.converged, alpha, 0)
-        seen = composite(alpha, live.rgb, torch.zeros_like(points), middle, ray, self.rays)
         background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
-        rgb = seen.rgb * self.rig.gains()[batch.camera] if config.exposure else seen.rgb
-        colour_loss = losses.photometric(rgb, seen.opacity, batch.rgb, batch.alpha, background)
+        samples = Samples(
+            {"ray": ray, "points": points, "directions": directions[ray], "frame": frame, "vertex": vertex, "middle": middle, "lengths": lengths},
+            {"rgb": batch.rgb, "alpha": batch.alpha, "background": background, "camera": batch.camera},
+            {},
+            self.rays,
+        )
+        seen = self.teach(samples, self.followed)
+        self.descend(marched)
+        self.unconverged = 0.95 * self.unconverged + 0.05 * seen["unconverged"]
+        return seen
+
+    def lesson(self, samples: Samples) -> dict[str, Tensor]:
+        config, field, at, wanted = self.config, self.field, samples.at, samples.seen
+        rotations, translations = field.motion()
+        directions = at["directions"]
+        live = field.at(self.space, at["points"], at["frame"], at["vertex"], directions, rotations, translations)
+        alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), at["lengths"], field.inv_std)
+        alpha = torch.where(live.converged, alpha, 0)
+        seen = composite(alpha, live.rgb, torch.zeros_like(live.gradient), at["middle"], at["ray"], samples.rays)
+        rgb, opacity = samples.of_rays(seen.rgb), samples.of_rays(seen.opacity)
+        if config.exposure:
+            rgb = rgb * self.rig.gains()[wanted["camera"]]
         rigidity = field.skeleton.rigidity(rotations, translations)
         loss = (
-            colour_loss
-            + config.mask_weight * losses.mask(seen.opacity, batch.alpha)
+            losses.photometric(rgb, opacity, wanted["rgb"], wanted["alpha"], wanted["background"])
+            + config.mask_weight * losses.mask(opacity, wanted["alpha"])
             + config.rigidity_weight * rigidity
-            + self._regularity(live, frame)
+            + self._regularity(live, samples)
             + (LIGHT_WEIGHT * field.light.penalty() if field.light else 0.0)
         )  # fmt: skip
-        self.descend(loss, marched)
-        self.unconverged = 0.95 * self.unconverged + 0.05 * (~live.converged).float().mean()
-        error = ((rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
-        return {"loss": loss.detach(), "mse": error, "rigidity": rigidity.detach(), "residual": live.residual.detach().abs().mean() / field.residual.bound}
+        loss.backward()
+        return {
+            "loss": loss.detach(),
+            "mse": ((rgb - wanted["rgb"] * wanted["alpha"][:, None]).detach() ** 2).mean(),
+            "rigidity": rigidity.detach(),
+            "residual": samples.mean(live.residual.detach().abs().mean(-1)) / field.residual.bound,
+            "unconverged": samples.mean((~live.converged).float()),
+        }
 
-    def _regularity(self, live: LiveSamples, frame: Tensor) -> Tensor:
+    def _regularity(self, live: LiveSamples, samples: Samples) -> Tensor:
         """Small, smooth in time, elastic and unit-gradient: what the residual owes; lengths in units of its bound."""
         config, field = self.config, self.field
         bound = field.residual.bound
-        points = live.canonical.detach()
-        earlier = field.residual_at(points, (frame - 1).clamp_min(0))
-        loss = config.residual_weight * (live.residual**2).sum(-1).mean() / bound**2
-        loss = loss + config.temporal_weight * ((live.residual - earlier) ** 2).sum(-1).mean() / bound**2
-        loss = loss + config.elastic_weight * (live.stretch**2).sum((-1, -2)).mean()
-        loss = loss + config.eikonal_weight * losses.eikonal(live.gradient)
+        earlier = field.residual_at(live.canonical.detach(), (samples.at["frame"] - 1).clamp_min(0))
+        loss = config.residual_weight * samples.mean((live.residual**2).sum(-1)) / bound**2
+        loss = loss + config.temporal_weight * samples.mean(((live.residual - earlier) ** 2).sum(-1)) / bound**2
+        loss = loss + config.elastic_weight * samples.mean((live.stretch**2).sum((-1, -2)))
+        loss = loss + config.eikonal_weight * samples.mean(losses.eikonal(live.gradient))
         if config.refine_motion and field.frames > 2:
             correction = field.motion.shift * field.motion.free
             jolt = correction[2:] - 2 * correction[1:-1] + correction[:-2]

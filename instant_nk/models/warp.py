@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from instant_nk.geometry.neighbours import NearestPoints
 from instant_nk.geometry.rotations import so3_exp
 from instant_nk.kernels.blend_skinning import blend_with_jacobian, inverse, skinning_weights
 from instant_nk.models.occupancy import cell_centres, dilate
@@ -87,9 +88,9 @@ class LiveSpace:
         self.occupied = torch.zeros(frames, resolution, resolution, resolution, dtype=torch.bool, device=device)
         self.seeds = torch.full((frames, resolution, resolution, resolution, 2), -1, dtype=torch.int32, device=device)
         self.live, self.inverse_jacobian = [], []
-        centres = cell_centres(resolution)
-        rest = skeleton.vertices.cpu().numpy()
-        sparse = np.unique(np.floor(rest * (resolution / 2)).astype(np.int64), axis=0, return_index=True)[1]
+        centres = cell_centres(resolution).to(device)
+        cells = np.floor(skeleton.vertices.cpu().numpy() * (resolution / 2)).astype(np.int64)
+        sparse = torch.from_numpy(np.unique(cells, axis=0, return_index=True)[1]).to(device)
         for f in range(frames):
             frame = torch.full((v,), f, device=device)
             live, jacobian = blend_with_jacobian(skeleton.vertices, skeleton.anchors, skeleton.nodes, skeleton.radii, rotations, translations, frame)
@@ -98,8 +99,7 @@ class LiveSpace:
             occupied = self._splat(live, band_cells)
             rows = occupied.reshape(-1).nonzero()[:, 0]
             self.occupied[f] = occupied
-            seeds = _two_seeds(centres[rows.cpu()].numpy(), live.cpu().numpy(), rest, sparse, 2 / resolution)
-            self.seeds[f].reshape(-1, 2)[rows] = torch.from_numpy(seeds).to(device)
+            self.seeds[f].reshape(-1, 2)[rows] = _two_seeds(centres[rows], live, skeleton.vertices, sparse, 2 / resolution)
         self.live, self.inverse_jacobian = torch.stack(self.live), torch.stack(self.inverse_jacobian)
 
     def _splat(self, points: Tensor, band: int) -> Tensor:
@@ -120,7 +120,7 @@ class LiveSpace:
         return self.skeleton.vertices[vertex] + (self.inverse_jacobian[frame, vertex] @ offset[..., None])[..., 0]
 
 
-def _two_seeds(points: np.ndarray, live: np.ndarray, rest: np.ndarray, sparse: np.ndarray, cell: float) -> np.ndarray:
+def _two_seeds(points: Tensor, live: Tensor, rest: Tensor, sparse: Tensor, cell: float) -> Tensor:
     """Nearest vertex of each live point, and the nearest one of another patch of the surface that has come close; -1 for none. i32 [N, 2].
 
     Args:
@@ -128,23 +128,16 @@ def _two_seeds(points: np.ndarray, live: np.ndarray, rest: np.ndarray, sparse: n
         sparse: about one vertex a cell: among all of them, the nearest few would lie on the first patch.
         cell: edge of a cell, scene units.
     """
-    from scipy.spatial import cKDTree
+    first = NearestPoints(live).query(points)[1][:, 0]
+    near = sparse[NearestPoints(live[sparse]).query(points, min(SECOND_SEED_CANDIDATES, len(sparse)))[1]]
 
-    first = cKDTree(live).query(points)[1]
-    seeds = np.stack([first, np.full_like(first, -1)], 1).astype(np.int32)
-    count = min(SECOND_SEED_CANDIDATES, len(sparse))
-    near = sparse[cKDTree(live[sparse]).query(points, k=count)[1].reshape(len(points), count)]
+    def squared(vertices: Tensor) -> Tensor:
+        return (vertices[near] - vertices[first][:, None]).square().sum(-1)
 
-    def squared(vertices: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-        offset = vertices[near[rows]] - vertices[first[rows], None]
-        return np.einsum("nkd,nkd->nk", offset, offset)
-
-    at_rest = squared(rest, slice(None))
-    rows = np.flatnonzero((at_rest > (SECOND_SEED_CELLS * cell) ** 2).any(1))
-    apart = at_rest[rows] > np.maximum((SECOND_SEED_CELLS * cell) ** 2, CLOSING**2 * squared(live, rows))
+    apart = squared(rest) > (CLOSING**2 * squared(live)).clamp_min((SECOND_SEED_CELLS * cell) ** 2)
     found = apart.any(1)
-    seeds[rows[found], 1] = near[rows[found], apart[found].argmax(1)]
-    return seeds
+    second = torch.where(found, near.gather(1, apart.to(torch.uint8).argmax(1, keepdim=True))[:, 0], -1)
+    return torch.stack([first, second], 1).int()
 
 
 def _safe_inverse(jacobian: Tensor) -> Tensor:

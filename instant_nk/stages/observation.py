@@ -14,6 +14,7 @@ from instant_nk.errors import DataError
 from instant_nk.fitting import meshing
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import SurfaceFit, SurfaceFitConfig
+from instant_nk.fitting.trainer import How, wants_mixed, wants_recording
 from instant_nk.fitting.visibility import observed_colours, seen_by
 from instant_nk.geometry import spaces
 from instant_nk.geometry import surface as surfaces
@@ -57,8 +58,9 @@ def observe_neural(job: Job, dataset: Dataset, frame: int) -> tuple[Observation,
     hull = dataset.hull(frame)
     fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], 1e-2, 0.05, 0.2)
     surface = SurfaceFit(
-        fit_config, PixelSource(dataset, [frame], c.max_pixels, job.device), hull, job.device, job.config.runtime.seed + frame, f"frame {frame}"
-    ).run()
+        fit_config, PixelSource(dataset, [frame], c.max_pixels, job.device), hull, job.device, job.config.runtime.seed + frame, f"frame {frame}",
+        how=How(wants_mixed(job.config.runtime.mixed_precision, job.device), None, wants_recording(job)),
+    ).run()  # fmt: skip
     values = meshing.sample_sdf(surface.sdf, surface.occupied, c.surface_resolution)
     vertices, faces = meshing.keep_components(*meshing.isosurface(values), KEEP_COMPONENTS)
     vertices, faces = meshing.decimate(vertices, faces, 2 * c.max_points)
