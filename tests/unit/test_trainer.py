@@ -151,3 +151,15 @@ def test_the_numbers_are_looked_at_every_twenty_steps_only(dataset, monkeypatch)
     monkeypatch.setattr(trainer.Trainer, "_note", lambda self, seen, progress: looks.append(self.done))
     surface(dataset, dataclasses.replace(SURFACE, steps=45, samples_per_step=500)).run()
     assert looks == [20, 40, 45]
+
+
+@pytest.mark.parametrize(("make", "waits"), [(surface, 1), (window, 3)])
+def test_a_step_makes_the_host_wait_only_where_sizes_depend_on_the_data(dataset, make, waits):
+    """Each `nonzero` and each number read back is a wait for the GPU; marching, one more, is the kernel's own."""
+    fit = make(dataset)
+    fit.step(), fit.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        fit.step()
+    names = [event.name for event in seen.events()]
+    assert names.count("aten::nonzero") == waits
+    assert names.count("aten::_local_scalar_dense") <= len(fit.trained)  # on the CPU, the fused optimiser reads its own step counts
