@@ -86,34 +86,39 @@ class WindowFit(Trainer):
             self.follow()
         batch = self.source.sample(self.rays, self.generator)
         jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
-        origins, directions = self.rig.rays(batch.origins, batch.directions, batch.camera) if config.refine_poses else (batch.origins, batch.directions)
+        with torch.no_grad():
+            origins, directions = self.rig.rays(batch.origins, batch.directions, batch.camera) if config.refine_poses else (batch.origins, batch.directions)
         ray, start, end = march(
-            origins.detach(), directions.detach(), self.space.occupied, STEP_CELLS * 2 / self.grid_resolution, jitter, grid_index=batch.frame
+            origins, directions, self.space.occupied, STEP_CELLS * 2 / self.grid_resolution, jitter, grid_index=batch.frame
         )
         middle, marched = (start + end) * 0.5, len(ray)
         points = origins[ray] + directions[ray] * middle[:, None]
         frame = batch.frame[ray]
-        sdf, vertex = field.quick_sdf(self.space, points.detach(), frame)
+        sdf, vertex = field.quick_sdf(self.space, points, frame)
         keep = visible_samples(sdf, ray, self.rays, field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
         ray, middle, lengths, points, frame, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], frame[keep], vertex[keep]
 
         background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
         samples = Samples(
-            {"ray": ray, "points": points, "directions": directions[ray], "frame": frame, "vertex": vertex, "middle": middle, "lengths": lengths},
+            {"ray": ray, "points": points, "directions": directions[ray], "frame": frame, "vertex": vertex, "middle": middle, "lengths": lengths} | given,
             {"rgb": batch.rgb, "alpha": batch.alpha, "background": background, "camera": batch.camera},
             {},
             self.rays,
         )
         seen = self.teach(samples, self.followed)
         self.descend(marched)
+        given = {"origins": batch.origins[ray], "given": batch.directions[ray], "camera": batch.camera[ray]} if config.refine_poses else {}
         self.unconverged = 0.95 * self.unconverged + 0.05 * seen["unconverged"]
         return seen
 
     def lesson(self, samples: Samples) -> dict[str, Tensor]:
         config, field, at, wanted = self.config, self.field, samples.at, samples.seen
         rotations, translations = field.motion()
-        directions = at["directions"]
-        live = field.at(self.space, at["points"], at["frame"], at["vertex"], directions, rotations, translations)
+        points, directions = at["points"], at["directions"]
+        if config.refine_poses:  # once more, here where gradients reach the poses
+            origins, directions = self.rig.rays(at["origins"], at["given"], at["camera"])
+            points = origins + directions * at["middle"][:, None]
+        live = field.at(self.space, points, at["frame"], at["vertex"], directions, rotations, translations)
         alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), at["lengths"], field.inv_std)
         alpha = torch.where(live.converged, alpha, 0)
         seen = composite(alpha, live.rgb, torch.zeros_like(live.gradient), at["middle"], at["ray"], samples.rays)

@@ -128,6 +128,21 @@ def test_right_poses_stay_nearly_right(dataset):
     assert (project(found, true.K, points) - project(true.c2w, true.K, points)).norm(dim=-1).mean() < 0.35
 
 
+def test_gradients_reach_the_poses_inside_the_lesson(dataset):
+    """What is given to a lesson carries none: a recorded step would lose them."""
+    fit, _ = trained(dataset, lambda source: None, steps=1, refine_poses=True)
+    whole, given = fit.teach, []
+
+    def watched(samples, key=None):
+        given.extend([*samples.at.values(), *samples.seen.values(), *samples.values.values()])
+        return whole(samples, key)
+
+    fit.teach = watched
+    fit.step()
+    assert len(given) > 10 and not any(value.requires_grad for value in given)
+    assert fit.rig.turn.grad.abs().max() > 0 and fit.rig.shift.grad.abs().max() > 0
+
+
 # Light over time
 
 
