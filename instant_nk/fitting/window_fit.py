@@ -88,9 +88,7 @@ class WindowFit(Trainer):
         jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
         with torch.no_grad():
             origins, directions = self.rig.rays(batch.origins, batch.directions, batch.camera) if config.refine_poses else (batch.origins, batch.directions)
-        ray, start, end = march(
-            origins, directions, self.space.occupied, STEP_CELLS * 2 / self.grid_resolution, jitter, grid_index=batch.frame
-        )
+        ray, start, end = march(origins, directions, self.space.occupied, STEP_CELLS * 2 / self.grid_resolution, jitter, grid_index=batch.frame)
         middle, marched = (start + end) * 0.5, len(ray)
         points = origins[ray] + directions[ray] * middle[:, None]
         frame = batch.frame[ray]
@@ -99,6 +97,7 @@ class WindowFit(Trainer):
         ray, middle, lengths, points, frame, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], frame[keep], vertex[keep]
 
         background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
+        given = {"origins": batch.origins[ray], "given": batch.directions[ray], "camera": batch.camera[ray]} if config.refine_poses else {}
         samples = Samples(
             {"ray": ray, "points": points, "directions": directions[ray], "frame": frame, "vertex": vertex, "middle": middle, "lengths": lengths} | given,
             {"rgb": batch.rgb, "alpha": batch.alpha, "background": background, "camera": batch.camera},
@@ -107,7 +106,6 @@ class WindowFit(Trainer):
         )
         seen = self.teach(samples, self.followed)
         self.descend(marched)
-        given = {"origins": batch.origins[ray], "given": batch.directions[ray], "camera": batch.camera[ray]} if config.refine_poses else {}
         self.unconverged = 0.95 * self.unconverged + 0.05 * seen["unconverged"]
         return seen
 
