@@ -42,7 +42,7 @@ def present(paths: Paths) -> Iterator[tuple[Path, Callable[[Path], Any]]]:
     single = [
         (paths.manifest, dataset.load), (paths.canonical_field, checkpoint.load), (paths.canonical_mesh, mesh.load), (paths.graph, graph.load),
         (paths.motion, motion.load), (paths.animation, mesh.load_animation), (paths.surfaces, artifact.load_json),
-        (paths.animation_glb, read_glb), (paths.metrics, metrics.load),
+        (paths.animation_glb, read_glb), (paths.texture, mesh.load_texture), (paths.metrics, metrics.load),
     ]  # fmt: skip
     yield from ((path, load) for path, load in single if path.is_file())
     many = [

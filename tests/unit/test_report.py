@@ -351,6 +351,7 @@ let acted = false;
 setInterval(() => {
   if (root.dataset.state !== "ready" || film.readyState === 0) return;
   if (!acted) { acted = true; /* act */ return; }
+  if (root.dataset.frame !== slider.value || film.seeking) return; // not drawn yet; frames are numbered from 0 here
   Object.assign(document.body.dataset, { frame: root.dataset.frame, label: root.querySelector(".nk-frame").textContent, video: film.currentTime.toFixed(2) });
 }, 50);
 </script>"""
@@ -359,10 +360,13 @@ setInterval(() => {
 def dom(page, address=""):
     """What `LISTEN` has noted on the page's body."""
     browser = next(name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name))
-    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--virtual-time-budget=8000"]
+    flags = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--virtual-time-budget=30000"]
     flags += [f"--user-data-dir={page.parent}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    done = subprocess.run([browser, *flags, "--dump-dom", f"file://{page}{address}"], capture_output=True, text=True, timeout=120, check=True)
-    return dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<body[^>]*>", done.stdout).group(0)))
+    for _ in range(5):  # virtual time does not wait for the film's decoder
+        done = subprocess.run([browser, *flags, "--dump-dom", f"file://{page}{address}"], capture_output=True, text=True, timeout=120, check=True)
+        if noted := dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<body[^>]*>", done.stdout).group(0))):
+            return noted
+    raise AssertionError("the page was never ready")
 
 
 def test_the_page_fits_a_phone(job, photograph, tmp_path):

@@ -282,6 +282,7 @@
     const slider = find("time"), play = find("play"), label = find("frame");
     slider.max = meta.frames.length - 1;
     const video = meta.video ? document.getElementById(meta.video) : null;
+    if (video) for (const name of ["loadeddata", "seeked"]) video.addEventListener(name, () => { dirty = true; }); // it may have missed where the slider went meanwhile
     const seek = (value) => { time = Math.max(0, Math.min(meta.frames.length - 1, value)); dirty = true; };
     const toggle = () => { playing = !playing; play.textContent = playing ? "❚❚" : "▶"; play.setAttribute("aria-label", playing ? "pause" : "play"); last = performance.now(); dirty = true; };
     slider.addEventListener("input", () => { if (playing) toggle(); seek(Number(slider.value)); });
