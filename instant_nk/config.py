@@ -224,7 +224,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "dataset": {"hull_resolution": 128},
         "canonical": {
-            "steps": 2000, "samples_per_step": 262144, "levels": 14, "features": 2, "log2_table_size": 19, "base_resolution": 16,
+            "steps": 1500, "samples_per_step": 262144, "levels": 14, "features": 2, "log2_table_size": 19, "base_resolution": 16,
             "finest_resolution": 1024, "occupancy_resolution": 128, "isosurface_resolution": 320, "target_faces": 60000,
         },
         "graph": {"max_nodes": 600},

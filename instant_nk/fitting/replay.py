@@ -16,7 +16,7 @@ from torch import Tensor
 
 SPARE = 1.15  # room for samples in a recording, relative to those it was made with
 STEP = 4096  # that room is a multiple of
-WASTE = 0.7  # a recording with less of its room in use is made anew
+WASTE = 0.6  # a recording is made anew for fewer samples than this share of those it was made with
 PADDING = 32  # padded samples per ray of their own: a kernel walks a ray at a time
 
 
@@ -85,7 +85,7 @@ class Replay:
         """The lesson's scalars; gradients are left in the parameters."""
         count = len(samples.at["ray"])
         key = (key, samples.rays)
-        if self.graph is not None and key == self.last and WASTE * self.room <= count <= self.room:
+        if self.graph is not None and key == self.last and self.least <= count <= self.room:
             self._fill(samples, count)
             self.graph.replay()
             return self.told
@@ -107,7 +107,7 @@ class Replay:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.room = -(-int(count * SPARE) // STEP) * STEP
+        self.least, self.room = WASTE * count, -(-int(count * SPARE) // STEP) * STEP
         device = samples.at["ray"].device
         self.numbers = torch.arange(self.room, device=device)
         self.own_rays = samples.rays + self.numbers // PADDING

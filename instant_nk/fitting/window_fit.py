@@ -28,6 +28,7 @@ GAIN_RATE = 2.0  # of the cameras' gains, relative to the residual's
 POSE_RATE = 0.1  # of the cameras' turns (radians) and shifts (scene units)
 LIGHT_RATE = 10.0  # of the frames' colour codes
 LIGHT_WEIGHT = 1e-4
+KEPT_STRAIN = 0.9  # share of the registered motion's strains that refinement keeps at no cost
 FOLLOW_EVERY = 100  # steps after which the live grid is laid anew around the refined motion
 
 
@@ -71,6 +72,8 @@ class WindowFit(Trainer):
             groups.append({"params": field.light.parameters(), "lr": rate * LIGHT_RATE})
         super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
         self.unconverged = torch.zeros((), device=device)
+        # What registration strained, bent joints above all, costs little: against the whole of it, refinement would straighten limbs and slide the skin.
+        self.registered = KEPT_STRAIN * field.skeleton.strains(field.motion.rotations, field.motion.translations)
         self.follow()
 
     def follow(self) -> None:
@@ -123,7 +126,7 @@ class WindowFit(Trainer):
         rgb, opacity = samples.of_rays(seen.rgb), samples.of_rays(seen.opacity)
         if config.exposure:
             rgb = rgb * self.rig.gains()[wanted["camera"]]
-        rigidity = field.skeleton.rigidity(rotations, translations)
+        rigidity = field.skeleton.rigidity(rotations, translations, self.registered)
         loss = (
             losses.photometric(rgb, opacity, wanted["rgb"], wanted["alpha"], wanted["background"])
             + config.mask_weight * losses.mask(opacity, wanted["alpha"])

@@ -58,16 +58,24 @@ class Skeleton:
     vertices: Tensor
     anchors: Tensor
 
-    def rigidity(self, rotations: Tensor, translations: Tensor) -> Tensor:
-        """As-rigid-as-possible energy, both directions, in node spacings squared: mean over frames and edges."""
+    def strains(self, rotations: Tensor, translations: Tensor) -> Tensor:
+        """As-rigid-as-possible residuals of a motion, both directions: where one node expects the other, minus where that is [2, F, E, 3]."""
         i, j = self.edges[:, 0], self.edges[:, 1]
-        total = 0.0
-        for a, b in ((i, j), (j, i)):
+
+        def seen_from(a: Tensor, b: Tensor) -> Tensor:
             rest = self.nodes[b] - self.nodes[a]
-            predicted = (rotations[:, a] @ rest[..., None])[..., 0] + self.nodes[a] + translations[:, a]
-            error = predicted - self.nodes[b] - translations[:, b]
-            total = total + ((error**2).sum(-1) * self.edge_weights).mean()
-        return total / (2 * self.spacing**2 * self.edge_weights.mean())
+            return (rotations[:, a] @ rest[..., None])[..., 0] + self.nodes[a] + translations[:, a] - self.nodes[b] - translations[:, b]
+
+        return torch.stack([seen_from(i, j), seen_from(j, i)])
+
+    def rigidity(self, rotations: Tensor, translations: Tensor, before: Tensor | float = 0.0) -> Tensor:
+        """As-rigid-as-possible energy in node spacings squared, mean over frames, edges and both directions.
+
+        Args:
+            before: strains [2, F, E, 3] that cost nothing: of a motion that is to be kept but for changes.
+        """
+        error = self.strains(rotations, translations) - before
+        return ((error**2).sum(-1) * self.edge_weights).mean() / (self.spacing**2 * self.edge_weights.mean())
 
 
 class LiveSpace:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import torch
 from instant_nk import layout, log
 from instant_nk.errors import DataError
 from instant_nk.fitting import meshing
+from instant_nk.fitting.lookahead import Lookahead
 from instant_nk.fitting.rays import PixelSource
-from instant_nk.fitting.surface_fit import SurfaceFit, SurfaceFitConfig
+from instant_nk.fitting.surface_fit import Surface, SurfaceFit, SurfaceFitConfig
 from instant_nk.fitting.trainer import How, wants_mixed, wants_recording
 from instant_nk.fitting.visibility import observed_colours, seen_by
 from instant_nk.geometry import spaces
@@ -37,36 +40,59 @@ def run(job: Job) -> None:
     """Write `4_observation/{frame}.npz` for every frame of the job's batch, then the batch's `.json`."""
     measure = log.measure()
     dataset = dataset_io.load(job.paths.manifest)
-    observe = {"neural": observe_neural, "depth": observe_depth, "meshes": observe_meshes}[job.config.observation.provider]
     header = artifact.make_header(
         "observation", observation_io.FORMAT, "observation", layout.stage_config(job.config, "observation"), {"dataset": artifact.file_hash(job.paths.manifest)}
     )
-    metrics = {}
-    for frame in log.progress(layout.select(list(dataset.frames), job.part), f"observation {job.part}", logger):
-        observation, numbers = observe(job, dataset, frame)
+    frames = layout.select(list(dataset.frames), job.part)
+    begin = PROVIDERS[job.config.observation.provider](job, dataset, frames)
+    metrics: dict[str, dict] = {}
+
+    def finish(frame: int, rest: Callable[[], tuple[Observation, dict]]) -> None:
+        observation, numbers = rest()
         if not len(observation.points):
             raise DataError(f"frame {frame}: no surface was observed (provider {job.config.observation.provider}). Look at its masks with 'instant-nk check'.")
         observation_io.save(job.paths.observation(frame), observation, header)
         metrics[str(frame)] = {"points": len(observation.points), **numbers}
+
+    # What the CPU does with a frame's surface is done while the next one trains, one frame behind.
+    with ThreadPoolExecutor(1) as background:
+        behind: list[Future[None]] = []
+        for frame in log.progress(frames, f"observation {job.part}", logger):
+            rest = begin(frame)
+            while behind:
+                behind.pop().result()
+            behind.append(background.submit(finish, frame, rest))
+        for last in behind:
+            last.result()
     artifact.save_json(job.paths.observation_batch(job.part), {**measure.numbers(), "frames": metrics})
 
 
-def observe_neural(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
-    """A quick neural surface started from the frame's own visual hull."""
-    c = job.config.observation
-    spec = HashSpec.geometric(LEVELS, FEATURES, c.log2_table_size, BASE, c.finest_resolution)
-    hull = dataset.hull(frame)
-    fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], 1e-2, 0.05, 0.2)
-    surface = SurfaceFit(
-        fit_config, PixelSource(dataset, [frame], c.max_pixels, job.device), hull, job.device, job.config.runtime.seed + frame, f"frame {frame}",
-        how=How(wants_mixed(job.config.runtime.mixed_precision, job.device), None, wants_recording(job)),
-    ).run()  # fmt: skip
-    values = meshing.sample_sdf(surface.sdf, surface.occupied, c.surface_resolution)
-    vertices, faces = meshing.keep_components(*meshing.isosurface(values), KEEP_COMPONENTS)
-    vertices, faces = meshing.decimate(vertices, faces, 2 * c.max_points)
-    points, normals = meshing.snap(surface.sdf.with_gradient, torch.from_numpy(vertices).to(job.device), limit=2.0 / c.surface_resolution)
-    observation = _from_mesh(dataset, frame, points.cpu().numpy(), faces, normals.cpu().numpy(), job.device)
-    return observation, {"psnr_db": surface.history["psnr_db"][-1], "inv_std": surface.history["inv_std"][-1]}
+class NeuralProvider:
+    """A quick neural surface started from the frame's own visual hull. `provider(frame)` trains it and returns how to extract the observation."""
+
+    def __init__(self, job: Job, dataset: Dataset, frames: list[int]):
+        self.job, self.dataset, self.config = job, dataset, job.config.observation
+        self.pixels = Lookahead(lambda frame: PixelSource(dataset, [frame], self.config.max_pixels, job.device), frames)
+        self.how = How(wants_mixed(job.config.runtime.mixed_precision, job.device), None, wants_recording(job))
+
+    def __call__(self, frame: int) -> Callable[[], tuple[Observation, dict]]:
+        c, job = self.config, self.job
+        spec = HashSpec.geometric(LEVELS, FEATURES, c.log2_table_size, BASE, c.finest_resolution)
+        hull = self.dataset.hull(frame)
+        fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], 1e-2, 0.05, 0.2)
+        fit = SurfaceFit(fit_config, self.pixels(frame), hull, job.device, job.config.runtime.seed + frame, f"frame {frame}", how=self.how)
+        surface = fit.run()
+        return lambda: self.extract(frame, surface)
+
+    def extract(self, frame: int, surface: Surface) -> tuple[Observation, dict]:
+        """Oriented points of a trained surface, and what the training ended at."""
+        resolution, device = self.config.surface_resolution, self.job.device
+        values = meshing.sample_sdf(surface.sdf, surface.occupied, resolution)
+        vertices, faces = meshing.keep_components(*meshing.isosurface(values), KEEP_COMPONENTS)
+        vertices, faces = meshing.decimate(vertices, faces, 2 * self.config.max_points)
+        points, normals = meshing.snap(surface.sdf.with_gradient, torch.from_numpy(vertices).to(device), limit=2.0 / resolution)
+        observation = _from_mesh(self.dataset, frame, points.cpu().numpy(), faces, normals.cpu().numpy(), device)
+        return observation, {"psnr_db": surface.history["psnr_db"][-1], "inv_std": surface.history["inv_std"][-1]}
 
 
 def observe_meshes(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
@@ -159,3 +185,13 @@ def _depth_points(dataset: Dataset, camera: int, frame: int, pose: np.ndarray) -
     n = normal[inner] / np.maximum(length, 1e-12)[:, None]
     n *= -np.sign((n * local[inner]).sum(1))[:, None]  # towards the camera
     return local[inner] @ pose[:3, :3].T + pose[:3, 3], n @ pose[:3, :3].T, rgba[inner][:, :3] / 255.0, edge.astype(float)
+
+
+Begin = Callable[[int], Callable[[], tuple[Observation, dict]]]
+"""Given a frame, does what must be done frame by frame, and returns the rest of the work, which may run beside the next frame."""
+
+PROVIDERS: dict[str, Callable[[Job, Dataset, list[int]], Begin]] = {
+    "neural": NeuralProvider,
+    "depth": lambda job, dataset, frames: lambda frame: lambda: observe_depth(job, dataset, frame),
+    "meshes": lambda job, dataset, frames: lambda frame: lambda: observe_meshes(job, dataset, frame),
+}

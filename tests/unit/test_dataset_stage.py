@@ -118,9 +118,10 @@ def test_the_configs_box_beats_the_captures(tmp_path):
     np.testing.assert_array_equal(made.box, [[-1, -1, -1], [1, 1.5, 1]])
 
 
-def test_the_canonical_frame_is_the_open_one_near_the_middle_or_the_one_asked_for(tmp_path):
-    assert dataset.choose_canonical({0: 100, 1: 99, 2: 101, 3: 100, 4: 100}) == 2
-    assert dataset.choose_canonical({0: 100, 1: 120, 2: 101, 3: 100, 4: 100}) == 1
+def test_the_canonical_frame_is_the_first_where_it_is_open_else_an_open_one_near_the_middle_or_the_one_asked_for(tmp_path):
+    assert dataset.choose_canonical({0: 100, 1: 99, 2: 101, 3: 100, 4: 100}) == 0
+    assert dataset.choose_canonical({0: 80, 1: 99, 2: 101, 3: 100, 4: 100}) == 2
+    assert dataset.choose_canonical({0: 80, 1: 120, 2: 101, 3: 100, 4: 100}) == 1
     assert dataset.choose_canonical({7: 10}) == 7
     write_capture(tmp_path / "c", frames=3)
     assert ran(tmp_path / "c", tmp_path / "r", dataset={"canonical_frame": 2}).canonical_frame == 2

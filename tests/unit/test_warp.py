@@ -97,6 +97,16 @@ def test_a_node_that_turns_alone_mispredicts_its_neighbours_by_the_known_energy(
     torch.testing.assert_close(skeleton.rigidity(rotations, torch.zeros(1, len(skeleton.nodes), 3, dtype=torch.float64)), wanted)
 
 
+def test_strains_that_are_to_be_kept_cost_nothing_and_changes_of_them_do():
+    skeleton = capsule_skeleton(torch.float64)
+    rotations = torch.eye(3, dtype=torch.float64).expand(1, len(skeleton.nodes), 3, 3)
+    stretched = 0.1 * skeleton.nodes[None]
+    kept = skeleton.strains(rotations, stretched)
+    assert skeleton.rigidity(rotations, stretched).item() > 1e-3
+    assert skeleton.rigidity(rotations, stretched, kept).item() == 0
+    torch.testing.assert_close(skeleton.rigidity(rotations, 2 * stretched, kept), skeleton.rigidity(rotations, stretched))  # strains are linear in translations
+
+
 # The live grid
 
 
