@@ -292,6 +292,7 @@ def fresh_windows(finished, folder, **field) -> Place:
 
 
 SLOW = {"field": {"steps": 60, "checkpoint_every": 5}}
+LONG = {"field": {"steps": 2000, "checkpoint_every": 5}}  # never trained to the end
 
 
 def wait_for(condition, what, seconds=300):
@@ -550,11 +551,11 @@ def test_an_interrupted_run_leaves_no_note_and_no_lock(finished, tmp_path):
     place = fresh_windows(finished, tmp_path / "run")
     for log in place.paths.logs.glob("6_field*.log"):
         log.unlink()
-    process = place.start("field", **SLOW)
+    process = place.start("field", **LONG)
     wait_for(lambda: checkpoints(place), "a checkpoint")
     os.killpg(process.pid, signal.SIGINT)  # as ctrl-C in a terminal does
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert len(checkpoints(place)) >= 1, "training goes on from there"
     assert not (place.paths.root / ".run.json").exists(), said
-    assert place.would_run("field", **SLOW)["field_window"] >= 1, "no lock is left"
+    assert place.would_run("field", **LONG)["field_window"] >= 1, "no lock is left"

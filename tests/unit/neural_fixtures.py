@@ -223,6 +223,7 @@ class Body:
     def variant(self, part: str | None = None, results: Path | None = None, **sections) -> layout.Job:
         """A job with other settings; with `results`, on a dataset of its own there."""
         base = {"capture": str(self.capture), "sequence": "body", "preset": "tiny", "frames": {"first": 0, "count": 4}}
+        base |= {"dataset": {"canonical_frame": 2}}  # a frame of both windows
         base |= {"runtime": {"results": str(results or self.job.config.runtime.results), "device": "cpu", "threads": 1}}
         parsed = config.parse(config.merge(base, sections))
         job = layout.Job(parsed, layout.paths_of(parsed), "cpu", part)
