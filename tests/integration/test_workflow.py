@@ -64,7 +64,11 @@ class Place:
         return subprocess.run(self.command(*argv, **config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
 
     def start(self, *argv, **config) -> subprocess.Popen:
-        return subprocess.Popen(self.command(*argv, **config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        # A shell's background job ignores ctrl-C and hands that on, also to the tests; a run that somebody looks at does not.
+        return subprocess.Popen(
+            self.command(*argv, **config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
     def would_run(self, *argv, **config) -> dict[str, int]:
         """Worker jobs of a dry run, by rule."""
