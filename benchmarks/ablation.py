@@ -2,13 +2,12 @@
 
 usage: python -m benchmarks.ablation CAPTURE [--preset fast] [--rows both,graph_only,…] [--set field.steps=400 …] [--results DIR] [--json OUT]
 
-The stages up to `registration` run once per capture and preset and are shared; a second command with the same `--results` finds
-them. Every row then trains its windows, carries the mesh and is scored. Without `--rows`: all of them.
+The stages up to `registration` run once per capture and preset and are shared; a second command with the same `--results` and the
+same keys of theirs finds them. Every row then trains its windows, carries the mesh and is scored. Without `--rows`: all of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import json
@@ -117,10 +116,13 @@ def run_row(row: Row, config: schema.Config, base: layout.Paths) -> dict[str, fl
 
 
 def shared(config: schema.Config) -> layout.Paths:
-    """Artifacts of the stages before the field, made if they are not there yet."""
+    """Artifacts of the stages before the field, made unless they are there already, of the same config."""
     paths = layout.paths_of(config)
-    if not paths.motion.is_file():
+    wanted, made = {stage: layout.stage_values(config, stage) for stage in SHARED}, paths.root / "shared.json"
+    if not made.is_file() or artifact.load_json(made) != json.loads(json.dumps(wanted)):
+        made.unlink(missing_ok=True)
         pipeline.run(config, list(SHARED))
+        artifact.save_json(made, wanted)
     return paths
 
 
@@ -133,22 +135,17 @@ def chosen(names: str | None) -> Iterator[tuple[str, Row]]:
 
 def main() -> None:
     told = "\n".join(f"  {name:22s} {row.says}" for name, row in ROWS.items())
-    parser = argparse.ArgumentParser(description=f"{__doc__}\nrows:\n{told}", formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("capture")
-    parser.add_argument("--preset", default="fast")
+    parser = pipeline.arguments(f"{__doc__}\nrows:\n{told}")
     parser.add_argument("--rows", help="names of rows, with commas between; default: all")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config keys of all rows, e.g. field.steps=400")
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = list(chosen(options.rows))
     name = f"ablation_{Path(options.capture).name}_{options.preset}"
-    values = {"capture": options.capture, "preset": options.preset, "runtime.results": options.results, **dict(item.split("=", 1) for item in options.set)}
+    values = pipeline.values_of(options)
     base = shared(schema.parse({**values, "sequence": name}))
     found = {}
     for key, row in rows:
         found[key] = run_row(row, schema.parse({**values, **row.changes, "sequence": f"{name}_{key}"}), base)
-        print(table(found), flush=True)
+        print(table(found, "row"), flush=True)
         if options.json:
             options.json.write_text(json.dumps({"capture": options.capture, "preset": options.preset, "set": options.set, "rows": found}, indent=1))
 

@@ -9,7 +9,6 @@ shown once below the table) and is the only one with tracks.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -37,26 +36,21 @@ def row(config: schema.Config, base: layout.Paths) -> dict[str, float | None]:
     return {name: summary[name] for name in COLUMNS} | {"field_s": times["field"]["wall_s"], "mesh_s": times["mesh"]["wall_s"]}
 
 
-def table(rows: dict[str, dict[str, float | None]]) -> str:
-    """The rows as a Markdown table."""
+def table(rows: dict[str, dict[str, float | None]], first: str = "mode") -> str:
+    """The rows as a Markdown table; `first` heads their names."""
     names = list(next(iter(rows.values())))
-    lines = [f"| mode | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for mode, values in rows.items():
-        lines.append(f"| {mode} | " + " | ".join("–" if values[name] is None else f"{values[name]:.4g}" for name in names) + " |")
+    lines = [f"| {first} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for name, values in rows.items():
+        lines.append(f"| {name} | " + " | ".join("–" if values[key] is None else f"{values[key]:.4g}" for key in names) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("capture")
-    parser.add_argument("--preset", default="fast")
+    parser = pipeline.arguments(__doc__)
     parser.add_argument("--modes", default="deform,time,fourier,latent")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config keys, e.g. field.steps=400")
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     name = f"modes_{Path(options.capture).name}_{options.preset}"
-    values = {"capture": options.capture, "preset": options.preset, "runtime.results": options.results, **dict(item.split("=", 1) for item in options.set)}
+    values = pipeline.values_of(options)
     base = schema.parse({**values, "sequence": name})
     before = pipeline.run(base, list(SHARED))
     rows = {}

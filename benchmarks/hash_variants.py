@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from instant_nk.kernels import hash_encoding
+from instant_nk.kernels._triton_memory import load_pair
 from instant_nk.kernels.hash_encoding import triton as production
 
 N = 1 << 20
@@ -39,13 +40,7 @@ def _corner_weight(f1, f2, f3, corner: tl.constexpr, DIMS: tl.constexpr):
 @triton.jit
 def _cells(x, n, live, entry, DIMS: tl.constexpr):
     p0, p1, p2, p3 = production._position(x, n, live, DIMS)
-    k0, m0, f0, c0 = production._cell(p0, 0, entry, DIMS)
-    k1, m1, f1, c1 = production._cell(p1, 1, entry, DIMS)
-    k2, m2, f2, c2 = production._cell(p2, 2, entry, DIMS)
-    k3, m3, f3, c3 = k2, m2, f2, c2
-    if DIMS == 4:
-        k3, m3, f3, c3 = production._cell(p3, 3, entry, DIMS)
-    return k0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3
+    return production._cells(p0, p1, p2, p3, entry, DIMS)
 
 
 @triton.jit
@@ -60,9 +55,8 @@ def _scatter_kernel(
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
         entry = layout + level * (2 * DIMS + 4)
-        offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
-        j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
-        ga, gb = production._load_pair(grad, n * WIDTH + level * 2, live)
+        offset, dense, j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(x, n, live, entry, DIMS)
+        ga, gb = load_pair(grad, n * WIDTH + level * 2, live)
         for corner in tl.static_range(1 << (DIMS - 1)):
             w = _corner_weight(f1, f2, f3, corner, DIMS)
             if MODE == "one":
@@ -114,15 +108,14 @@ def _runs_kernel(
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
         entry = layout + level * (2 * DIMS + 4)
-        offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
         for corner in tl.static_range(CORNERS):
             held = tl.full([SIZE], -1, tl.int32)
             a, b = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
             for r in tl.static_range(RUN):
                 n = first + r
                 live = n < n_points
-                j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
-                ga, gb = production._load_pair(grad, n * WIDTH + level * 2, live)
+                offset, dense, j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(x, n, live, entry, DIMS)
+                ga, gb = load_pair(grad, n * WIDTH + level * 2, live)
                 row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
                 index = (row & MASK).to(tl.int32) + offset
                 v = tl.where(live, _corner_weight(f1, f2, f3, corner, DIMS) * tl.where(side == 0, 1.0 - f0, f0), 0.0)
@@ -135,7 +128,7 @@ def _runs_kernel(
 
 @triton.jit
 def _gather_kernel(
-    x, table, layout, out, n_points, DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr
+    x, layout, table, out, n_points, DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr
 ):
     """One or two lanes a point; the result is stored by channel, without regard for who stores it."""
     lane = tl.arange(0, SIZE)
@@ -144,8 +137,7 @@ def _gather_kernel(
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
         entry = layout + level * (2 * DIMS + 4)
-        offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
-        j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3 = _cells(x, n, live, entry, DIMS)
+        offset, dense, j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(x, n, live, entry, DIMS)
         ua, ub = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
         for corner in tl.static_range(1 << (DIMS - 1)):
             w = _corner_weight(f1, f2, f3, corner, DIMS)
@@ -153,7 +145,7 @@ def _gather_kernel(
                 side = (lane & 1) if LANES == 2 else s
                 row = _corner_row(dense, j0 + side, k1, k2, k3, m1, m2, m3, corner, DIMS)
                 v = w * tl.where(side == 0, 1.0 - f0, f0)
-                va, vb = production._load_pair(table, ((row & MASK).to(tl.int32) + offset) * 2, live)
+                va, vb = load_pair(table, ((row & MASK).to(tl.int32) + offset) * 2, live)
                 ua += v * va
                 ub += v * vb
         if LANES == 2:
@@ -163,63 +155,26 @@ def _gather_kernel(
             tl.store(out + n * WIDTH + level * 2 + 1, ub, mask=live)
 
 
-def _arguments(spec: hash_encoding.HashSpec) -> dict[str, int]:
-    return {"DIMS": spec.dims, "WIDTH": spec.width, "MASK": (1 << spec.log2_table_size) - 1}
+def _launch(kernel, x, spec: hash_encoding.HashSpec, values, out, lanes: float, size: int, levels: int, warps: int, **variant):
+    """Run a kernel that gives each point `lanes` of a program's `size` lanes; returns what it wrote to."""
+    constants = {"DIMS": spec.dims, "WIDTH": spec.width, "MASK": (1 << spec.log2_table_size) - 1, "SIZE": size, "LEVELS": min(levels, spec.levels)}
+    grid = triton.cdiv(len(x), int(size / lanes)), triton.cdiv(spec.levels, levels)
+    kernel[grid](x, production._layout(spec, x.device, False)[0], values, out, len(x), **constants, **variant, num_warps=warps)
+    return out
 
 
 def scatter(x, grad, spec, mode: str, size: int = 256, levels: int = 4, warps: int = 4, out=None):
-    lanes = {"one": 1, "four": 4}.get(mode, 2)
-    out = torch.zeros(spec.table_rows, 2, device=x.device, dtype=torch.float16 if mode == "half" else torch.float32) if out is None else out
-    grid = triton.cdiv(len(x), size // lanes), triton.cdiv(spec.levels, levels)
-    _scatter_kernel[grid](
-        x,
-        production._layout(spec, x.device, False)[0],
-        grad,
-        out,
-        len(x),
-        **_arguments(spec),
-        MODE=mode,
-        SIZE=size,
-        LEVELS=min(levels, spec.levels),
-        num_warps=warps,
-    )
-    return out
+    dtype = torch.float16 if mode == "half" else torch.float32
+    out = torch.zeros(spec.table_rows, 2, device=x.device, dtype=dtype) if out is None else out
+    return _launch(_scatter_kernel, x, spec, grad, out, {"one": 1, "four": 4}.get(mode, 2), size, levels, warps, MODE=mode)
 
 
 def runs(x, grad, spec, run: int, size: int = 256, levels: int = 4, warps: int = 4):
-    out = torch.zeros(spec.table_rows, 2, device=x.device)
-    grid = triton.cdiv(len(x), size // 2 * run), triton.cdiv(spec.levels, levels)
-    _runs_kernel[grid](
-        x,
-        production._layout(spec, x.device, False)[0],
-        grad,
-        out,
-        len(x),
-        **_arguments(spec),
-        RUN=run,
-        SIZE=size,
-        LEVELS=min(levels, spec.levels),
-        num_warps=warps,
-    )
-    return out
+    return _launch(_runs_kernel, x, spec, grad, torch.zeros(spec.table_rows, 2, device=x.device), 2 / run, size, levels, warps, RUN=run)
 
 
 def gather(x, table, spec, lanes: int, size: int = 256, levels: int = 4, warps: int = 4):
-    out = torch.empty(len(x), spec.width, device=x.device)
-    grid = triton.cdiv(len(x), size // lanes), triton.cdiv(spec.levels, levels)
-    _gather_kernel[grid](
-        x,
-        table,
-        production._layout(spec, x.device, False)[0],
-        out,
-        len(x),
-        **_arguments(spec),
-        LANES=lanes,
-        SIZE=size,
-        LEVELS=min(levels, spec.levels),
-        num_warps=warps,
-    )
-    return out
+    return _launch(_gather_kernel, x, spec, table, torch.empty(len(x), spec.width, device=x.device), lanes, size, levels, warps, LANES=lanes)
 
 
 def morton_order(x: torch.Tensor, bits: int = 9) -> torch.Tensor:

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from instant_nk.geometry.neighbours import NearestPoints, nearest_by_tiles
-from instant_nk.kernels import blend_skinning, hash_encoding, ray_sampling, volume_rendering
+from instant_nk.kernels import _backend, blend_skinning, field_network, hash_encoding, ray_sampling, volume_rendering
 from instant_nk.kernels.hash_encoding import reference as hash_reference
 from tests import parity
 
 RESULTS = Path(__file__).parent / "results.csv"
 COLUMNS = "operation backend shape dtype ms_p20 ms_p50 ms_p80 peak_mib bytes_per_item device torch commit date".split()
 REPEATS = 30
-OPERATIONS = ["hash", "reference", "rays", "skinning", "neighbours"]
+OPERATIONS = ["hash", "reference", "rays", "skinning", "network", "neighbours"]
 
 
 class Table:
@@ -96,6 +96,7 @@ def check_parity(device: str) -> None:
     for size in (0, 1, 63, 3000):
         cases = {f"{dims}-D {name}": case for dims in (3, 4) for name, case in parity.hash_encoding_cases(size, dims).items()}
         cases |= parity.volume_rendering_cases(size, size // 20 + 1) | parity.blend_skinning_cases(size)
+        cases |= parity.field_network_cases(size) | parity.field_network_cases(size, 4, outputs=3)
         for name, case in cases.items():
             worst[name] = max(worst.get(name, 0.0), *parity.check(case, device, "auto").values())
     print("parity with float64, worst relative error:", {name: f"{error:.0e}" for name, error in worst.items()}, flush=True)
@@ -145,7 +146,7 @@ def time_hash(table: Table, sizes: list[int], device: str) -> None:
 
 
 def time_hash_case(table: Table, x: Tensor, weights: Tensor, spec: hash_encoding.HashSpec, shape: str) -> None:
-    backend, dtype = ("triton" if x.is_cuda else "auto"), str(weights.dtype).removeprefix("torch.")
+    backend, dtype = _backend.choose("hash_encoding", x, weights), str(weights.dtype).removeprefix("torch.")
     free, moving, learned = x, x.clone().requires_grad_(), weights.clone().requires_grad_()
 
     def twice() -> Any:
@@ -209,8 +210,8 @@ def time_rays(table: Table, size: int, device: str) -> None:
     origins = 3 * torch.nn.functional.normalize(torch.randn(rays, 3, device=device), dim=1)
     directions = torch.nn.functional.normalize(0.3 * torch.randn(rays, 3, device=device) - origins, dim=1)
     arguments = origins, directions, occupancy, 2 * math.sqrt(3) / 1024, torch.rand(rays, device=device)
-    for backend in backends(device):
-        with parity.backend(backend):
+    for backend, choice in backends(device).items():
+        with parity.backend(choice):
             ray_indices, t_starts, _ = ray_sampling.march(*arguments)
             samples = len(ray_indices)
             shape = f"{rays} rays {samples} samples"
@@ -237,8 +238,8 @@ def time_skinning(table: Table, size: int, device: str) -> None:
     motion = inputs["rotations"].to(device).requires_grad_(), inputs["translations"].to(device).requires_grad_()
     fixed = tuple(t.detach() for t in motion)
     shape = f"2^{size} points K=6"
-    for backend in backends(device):
-        with parity.backend(backend):
+    for backend, choice in backends(device).items():
+        with parity.backend(choice):
             live, _ = blend_skinning.blend_with_jacobian(points, anchors, nodes, radii, *fixed, frames)
             guess = live + 0.01
             table.add(
@@ -266,6 +267,29 @@ def time_skinning(table: Table, size: int, device: str) -> None:
             table.add("inverse+jacobian fwd+bwd motion", backend, shape, "float32", len(points), learn)
 
 
+def time_network(table: Table, size: int, device: str) -> None:
+    """As the fields use it: one frozen output (the SDF of a window), three outputs that learn (its residual)."""
+    for points, outputs, learns in ((3, 1, False), (3, 1, True), (4, 3, True)):
+        case = parity.field_network_cases(1 << size, points, outputs=outputs)[f"network of {outputs} outputs"]
+        inputs = [value.to(device).requires_grad_(i < 3 or learns) for i, value in enumerate(case.floats.values())]
+        cotangents = [torch.randn(1 << size, *shape, device=device) for shape in ((outputs,), (outputs, 3))]
+        wanted = [value for value in inputs if value.requires_grad]
+        shape = f"2^{size} {points}+32-64-{outputs}{'' if learns else ' frozen'}"
+
+        def forward(inputs: list[Tensor] = inputs) -> Any:
+            with torch.no_grad():
+                return field_network.network(*inputs)
+
+        def both(inputs: list[Tensor] = inputs, wanted: list[Tensor] = wanted, cotangents: list[Tensor] = cotangents) -> Any:
+            return torch.autograd.grad(field_network.network(*inputs), wanted, cotangents)
+
+        for choice in ("auto", "reference") if device == "cuda" else ("auto",):
+            with parity.backend(choice):
+                backend = _backend.choose("field_network", *inputs)
+                table.add("network fwd", backend, shape, "float32", 1 << size, forward)
+                table.add("network fwd+bwd", backend, shape, "float32", 1 << size, both)
+
+
 def time_neighbours(table: Table, device: str) -> None:
     """Closest points as registration asks for them: surface points in three dimensions, and joined with scaled colour and normal in nine."""
     for dims, queries, references in ((3, 6000, 12000), (9, 12000, 12000), (9, 20000, 60000)) if device == "cuda" else ((3, 2000, 4000), (9, 2000, 4000)):
@@ -278,8 +302,9 @@ def time_neighbours(table: Table, device: str) -> None:
             table.add(f"closest {k} points", "tiles", shape, "float32", queries, lambda: nearest_by_tiles(near, far, k))  # noqa: B023
 
 
-def backends(device: str) -> list[str]:
-    return ["triton", "reference"] if device == "cuda" else ["auto", "reference"]
+def backends(device: str) -> dict[str, str]:
+    """What is compared, by the name of the backend that serves: how to select it."""
+    return {_backend.choose("blend_skinning", torch.empty(0, device=device)): "auto", "reference": "reference"}
 
 
 def main() -> None:
@@ -292,17 +317,21 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     device = options.device
+    if options.variants and device != "cuda":
+        parser.error("--variants needs a GPU: what was tried is Triton code")
     sizes = options.sizes or ([18, 20, 21] if device == "cuda" else [14])
     torch.manual_seed(0)
     check_parity(device)
     table = Table(device, options.results)
-    middle = 20 if device == "cuda" else 14
+    middle = sizes[len(sizes) // 2]  # of the operations that are timed at one size
     if "hash" in options.only:
         time_hash(table, sizes, device)
     if "rays" in options.only:
         time_rays(table, middle, device)
     if "skinning" in options.only:
         time_skinning(table, middle, device)
+    if "network" in options.only:
+        time_network(table, middle, device)
     if "neighbours" in options.only:
         time_neighbours(table, device)
     if "reference" in options.only:

@@ -2,13 +2,15 @@
 
 usage: python benchmarks/pipeline.py CAPTURE [--preset fast] [--stages dataset,…] [--set field.steps=400 …] [--results DIR] [--json OUT]
 
-Prints one line per stage and the report's summary; `--json` writes both. The stages are the workflow's own.
+Prints one line per stage and the report's summary; `--json` writes both. The stages are the workflow's own; what needs a package that is not
+installed (the texture's atlas, the report's videos) is left out, and said, unless a key asks for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -26,6 +28,17 @@ def parts(stage: str, config: schema.Config, frames: list[int]) -> list[str | No
         windows = layout.windows(frames, config.field.window_frames, config.field.overlap)
         return windows if stage == "field" else [*windows, None]
     return [None]
+
+
+LESS = {"xatlas": ("mesh.texture", "vertex"), "imageio_ffmpeg": ("report.films", False)}  # package: what does without it
+
+
+def without_missing(values: dict[str, str]) -> dict[str, str | bool]:
+    """The keys asked for, and those that make do without packages which are not installed."""
+    missing = {package: key for package, (key, _) in LESS.items() if importlib.util.find_spec(package) is None and key not in values}
+    for package, key in missing.items():
+        print(f"{package} is not installed: {key}={LESS[package][1]}")
+    return values | {key: LESS[package][1] for package, key in missing.items()}
 
 
 def synchronise(device: str) -> None:
@@ -58,19 +71,30 @@ def run(config: schema.Config, stages: list[str]) -> dict[str, dict]:
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every benchmark of stages on a capture asks for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capture")
     parser.add_argument("--preset", default="fast")
-    parser.add_argument("--stages", default=",".join(layout.STAGES))
-    parser.add_argument("--results", default="results")
-    parser.add_argument("--sequence")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config keys, e.g. field.steps=400")
+    parser.add_argument("--results", default="results")
     parser.add_argument("--json", type=Path)
+    return parser
+
+
+def values_of(options: argparse.Namespace) -> dict[str, str | bool]:
+    """The config keys that the arguments stand for."""
+    values = without_missing(dict(item.split("=", 1) for item in options.set))
+    return {"capture": options.capture, "preset": options.preset, "runtime.results": options.results, **values}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--stages", default=",".join(layout.STAGES))
+    parser.add_argument("--sequence")
     options = parser.parse_args()
-    values = dict(item.split("=", 1) for item in options.set)
     sequence = options.sequence or f"{Path(options.capture).name}_{options.preset}"
-    config = schema.parse({"capture": options.capture, "sequence": sequence, "preset": options.preset, "runtime.results": options.results, **values})
+    config = schema.parse({"sequence": sequence, **values_of(options)})
     times = run(config, options.stages.split(","))
     metrics = layout.paths_of(config).metrics
     summary = json.loads(metrics.read_text())["summary"] if metrics.exists() else {}

@@ -66,7 +66,7 @@ def check_capture(args: argparse.Namespace) -> None:
 def export_ed(args: argparse.Namespace) -> None:
     from instant_nk.stages import exchange
 
-    print(exchange.export_ed(layout.Paths(Path(args.results)), Path(args.output)))
+    print(exchange.export_ed(layout.results_of(args.results), Path(args.output)))
 
 
 def import_ed(args: argparse.Namespace) -> None:
@@ -100,44 +100,46 @@ def register(args: argparse.Namespace) -> None:
 def print_status(args: argparse.Namespace) -> None:
     from instant_nk.stages import status
 
-    print(status.run_status(layout.Paths(Path(args.results))))
+    print(status.run_status(layout.results_of(args.results)))
 
 
 def print_verify(args: argparse.Namespace) -> None:
     from instant_nk.stages import verify
 
-    print(verify.run_verify(layout.Paths(Path(args.results))))
+    print(verify.run_verify(layout.results_of(args.results)))
 
 
 def track_points(args: argparse.Namespace) -> None:
     from instant_nk.stages import track
 
-    print(track.run_track(layout.Paths(Path(args.results)), Path(args.points), Path(args.output), args.frame))
+    print(track.run_track(layout.results_of(args.results), Path(args.points), Path(args.output), args.frame))
 
 
 def render_path(args: argparse.Namespace) -> None:
     config = read_config(args)
     log.setup(config.runtime.log_level)
+    paths = layout.results_of(args.results)
+    if args.side < 2:
+        raise ConfigError(f"render: wanted --side of 2 pixels or more, got {args.side}.")
     import torch  # noqa: F401  before `prepare`, which prepares only what is loaded
 
     from instant_nk.stages import render
 
-    results = Path(args.results)
-    job = layout.Job(config, layout.Paths(results), entry.prepare(config.runtime, None))
-    print(render.run_render(job, args.path, Path(args.output or results / "render"), args.side))
+    job = layout.Job(config, paths, entry.prepare(config.runtime, None))
+    print(render.run_render(job, args.path, Path(args.output or paths.root / "render"), args.side))
 
 
 def view(args: argparse.Namespace) -> None:
     from instant_nk.viewer import live
 
     log.setup()
-    live.serve(layout.Paths(Path(args.results)), args.host, args.port, args.watch)
+    live.serve(layout.results_of(args.results), args.host, args.port, args.watch)
 
 
 def print_summary(args: argparse.Namespace) -> None:
     from instant_nk.viewer import summary
 
-    print(summary.text(Path(args.results)))
+    print(summary.text(layout.results_of(args.results).root))
 
 
 def with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -86,7 +86,7 @@ class CanonicalConfig:
 class GraphConfig:
     node_spacing: float | None = key(None, "distance between neighbouring nodes as a fraction of the box; null: from the subject's surface area")
     max_nodes: int = key(400, "upper bound on the number of nodes when the spacing is automatic")
-    anchors: int = key(6, "nodes that move one point (K), 4..8")
+    anchors: int = key(6, "nodes that move one point (K), 1..8; 4 or more is usual")
     neighbours: int = key(6, "edges per node")
 
 
@@ -106,7 +106,9 @@ class ObservationConfig:
 
 @dataclass(frozen=True)
 class RegistrationConfig:
-    source: Literal["solver", "ed_folder", "rig"] = key("solver", "solver: our registration; ed_folder: an external tracker's; rig: a skinned glTF")
+    source: Literal["solver", "ed_folder", "rig"] = key(
+        "solver", "solver: our registration; ed_folder: an external tracker's; rig: a skinned glTF or a body model"
+    )
     folder: str | None = key(None, "source ed_folder: folder with node.txt and accumAffine/; source rig: a .glb or .gltf, or an SMPL-family model as .npz")
     rig_poses: str | None = key(None, "source rig with an SMPL-family model: .npz with poses [N, 3J] (axis-angle) and optionally betas, trans")
     rig_fps: float | None = key(None, "source rig: frames of the capture per second of the rig's animation; null: one key (or pose) per frame")
@@ -166,6 +168,7 @@ class MeshConfig:
 class ReportConfig:
     fps: float = key(10.0, "frames per second of videos and the animated GLB")
     path_frames: int = key(24, "frames of the camera-path video")
+    films: bool = key(True, "false: no videos in the report, for a machine without imageio-ffmpeg")
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,8 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
             return None
         raise _Mismatch
     if origin is Literal:
+        if isinstance(value, bool) and "on" in typing.get_args(hint):  # YAML reads a bare on or off as a truth value
+            value = "on" if value else "off"
         if value in typing.get_args(hint) and not isinstance(value, bool):
             return value
         raise _Mismatch
@@ -397,6 +402,8 @@ def load(path: Path | str, **overrides: Any) -> Config:
         raise ConfigError(f"{path}: no such configuration file. Copy config/config.yaml and edit it.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Give a YAML file.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: wanted a table of keys, got {type(values).__name__}.")
     return parse(merge(values, overrides))
@@ -445,6 +452,7 @@ def check_packages(config: Config) -> None:
     """
     needs = (
         (config.mesh.texture != "vertex", f"mesh.texture: {config.mesh.texture}", "xatlas", "xatlas", "set mesh.texture: vertex"),
+        (config.report.films, "report.films: true", "imageio_ffmpeg", "imageio-ffmpeg", "set report.films: false"),
         (config.runtime.tensorboard, "runtime.tensorboard: true", "tensorboard", "tensorboard", "leave it false"),
         ("usd" in config.mesh.formats, "mesh.formats: usd", "pxr", "usd-core", "leave usd out of mesh.formats"),
     )
@@ -489,24 +497,21 @@ def _check(config: Config) -> None:
     for name, value in (("canonical.ema", config.canonical.ema), ("field.ema", f.ema)):
         _require(value < 1, name, "below 1: at 1 nothing would be learned", value)
     _require(1 <= config.graph.anchors <= 8, "graph.anchors", "1 to 8", config.graph.anchors)
+    o, r = config.observation, config.registration
     _require(
-        config.observation.provider != "meshes" or config.observation.folder is not None,
-        "observation.folder",
-        "a folder of per-frame meshes, because observation.provider is 'meshes'",
-        None,
+        o.provider != "meshes" or o.folder is not None, "observation.folder", "a folder of per-frame meshes, because observation.provider is 'meshes'", None
     )
-    _require(
-        config.registration.source == "solver" or config.registration.folder is not None,
-        "registration.folder",
-        f"a path, because registration.source is '{config.registration.source}'",
-        None,
-    )
-    _require(
-        config.registration.rig_poses is None or config.registration.source == "rig",
-        "registration.source",
-        "rig, because rig_poses is given",
-        config.registration.source,
-    )
+    _require(o.provider == "meshes" or o.folder is None, "observation.provider", "meshes, because observation.folder is given", o.provider)
+    _require(r.source == "solver" or r.folder is not None, "registration.folder", f"a path, because registration.source is '{r.source}'", None)
+    _require(r.source != "solver" or r.folder is None, "registration.source", "ed_folder or rig, because registration.folder is given", r.source)
+    for name in ("rig_poses", "rig_fps", "rig_first_frame", "rig_transform"):
+        _require(getattr(r, name) is None or r.source == "rig", "registration.source", f"rig, because {name} is given", r.source)
+    for name, c in (("canonical", config.canonical), ("field", f)):
+        _require(
+            c.finest_resolution >= c.base_resolution, f"{name}.finest_resolution", f"at least {name}.base_resolution={c.base_resolution}", c.finest_resolution
+        )
+    for name, share in (("dataset.outside_tolerance", config.dataset.outside_tolerance), ("canonical.keep_components", config.canonical.keep_components)):
+        _require(share <= 1, name, "a share, at most 1", share)
     for name in config.mesh.formats:
         _require(name in ("npz", "ply", "glb", "usd", "obj", "pc2"), "mesh.formats", "any of npz, ply, glb, usd, obj, pc2", name)
     if config.dataset.box is not None:
@@ -514,7 +519,8 @@ def _check(config: Config) -> None:
         _require(len(box) == 2 and all(len(corner) == 3 for corner in box), "dataset.box", "[[x, y, z], [x, y, z]]", box)
         _require(all(a < b for a, b in zip(*box)), "dataset.box", "min below max on every axis", box)
     if isinstance(config.dataset.background, list):
-        _require(len(config.dataset.background) == 3, "dataset.background", "[r, g, b]", config.dataset.background)
+        colour = config.dataset.background
+        _require(len(colour) == 3 and all(0 <= c <= 255 for c in colour), "dataset.background", "[r, g, b] in 0..255", colour)
     if isinstance(config.dataset.cameras, str):
         _require(config.dataset.cameras == "all", "dataset.cameras", "all | N | [names]", config.dataset.cameras)
 

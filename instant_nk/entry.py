@@ -167,6 +167,7 @@ def run_stage(stage: str, config: schema.Config, part: str | None = None, thread
     """
     from instant_nk.io import artifact
 
+    layout.check_part(stage, part)
     if part is not None:
         layout.part_frames(part)
     module = importlib.import_module(f"instant_nk.stages.{stage}")

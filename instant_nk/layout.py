@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from instant_nk.config import Config
-from instant_nk.errors import ConfigError
+from instant_nk.errors import ConfigError, ContractError
 
 # Raise a stage's version when its result changes for the same input and config: Snakemake then re-runs it.
 STAGE_VERSION = {
     "synthetic": 1,
-    "dataset": 1,
-    "canonical": 1,
-    "graph": 1,
-    "observation": 1,
-    "registration": 1,
-    "field": 1,
-    "mesh": 1,
-    "report": 1,
+    "dataset": 2,
+    "canonical": 2,
+    "graph": 2,
+    "observation": 2,
+    "registration": 2,
+    "field": 2,
+    "mesh": 2,
+    "report": 2,
 }
+PART_STAGES = {"observation": "a batch of frames", "field": "a window"}  # stages that work on a part only; `mesh` joins its windows without one
 STAGES = ("dataset", "canonical", "graph", "observation", "registration", "field", "mesh", "report")
 
 # The config each stage reads: whole sections or single keys. The rules pass exactly this (so only its change re-runs the stage),
@@ -180,16 +181,37 @@ class Job:
     device: str = "cpu"
     part: str | None = None
 
-    @property
-    def frames(self) -> tuple[int, int]:
-        """First and last absolute frame of `part`, both inclusive."""
-        if self.part is None:
-            raise ConfigError("this stage works on a part of the sequence (000000-000009); none was given")
-        return part_frames(self.part)
-
 
 def paths_of(config: Config) -> Paths:
     return Paths(Path(config.runtime.results) / config.sequence)
+
+
+def results_of(folder: Path | str) -> Paths:
+    """Paths of a sequence that was run, or is running.
+
+    Raises:
+        ContractError: no such folder, or one that holds nothing of a sequence.
+    """
+    paths = Paths(Path(folder))
+    if not paths.root.is_dir():
+        raise ContractError(f"{paths.root}: no such folder. Give the folder of one sequence, e.g. results/demo.")
+    if not any(paths.stage_dir(stage).is_dir() for stage in STAGES):
+        raise ContractError(f"{paths.root}: holds no stage's results yet (1_dataset … 8_report). Give the folder of one sequence, e.g. results/demo.")
+    return paths
+
+
+def check_part(stage: str, part: str | None) -> None:
+    """Refuse a stage without the part it needs, or with one it does not know.
+
+    Raises:
+        ConfigError: says which of both.
+    """
+    if part is None and stage in PART_STAGES:
+        raise ConfigError(
+            f"stage '{stage}' works on {PART_STAGES[stage]} of the sequence: give --part FIRST-LAST, e.g. 000000-000009. `snakemake` runs them all."
+        )
+    if part is not None and stage not in (*PART_STAGES, "mesh"):
+        raise ConfigError(f"stage '{stage}' is one job for the whole sequence: leave --part out, got '{part}'.")
 
 
 def part_name(first: int, last: int) -> str:
@@ -245,9 +267,16 @@ def spans(windows: list[str]) -> dict[str, list[str]]:
 
 
 def select(frames: list[int], part: str) -> list[int]:
-    """The frames of the sequence that lie in `part`."""
+    """The frames of the sequence that lie in `part`.
+
+    Raises:
+        ConfigError: there are none.
+    """
     first, last = part_frames(part)
-    return [f for f in frames if first <= f <= last]
+    found = [f for f in frames if first <= f <= last]
+    if not found:
+        raise ConfigError(f"'{part}' holds no frame of the sequence, which has {frames[0]} to {frames[-1]}.")
+    return found
 
 
 def stage_config(config: Config, stage: str) -> dict:

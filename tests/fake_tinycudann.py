@@ -12,6 +12,8 @@ import types
 import numpy as np
 import torch
 
+from instant_nk.kernels.hash_encoding import HashSpec
+
 PRIMES = (1, 2654435761, 805459861, 3674653429)
 
 
@@ -86,3 +88,10 @@ class Native:
 class Encoding:
     def __init__(self, n_input_dims: int, encoding_config: dict, seed: int = 1337, dtype: torch.dtype | None = None):
         self.native_tcnn_module = Native(n_input_dims, encoding_config, dtype or torch.float16)
+
+
+def truth(x: torch.Tensor, table: torch.Tensor, spec: HashSpec) -> torch.Tensor:
+    """Features [N, width] of a table in tinycudann's layout by torch alone, in the precision of x."""
+    config = {"type": "Hash", "interpolation": "Linear", "n_levels": spec.levels, "n_features_per_level": spec.features}
+    config |= {"log2_hashmap_size": spec.log2_table_size, "base_resolution": spec.resolutions[0][0], "per_level_scale": spec.growth}
+    return Native(spec.dims, config, torch.float32).grid(x, table.reshape(-1))[:, : spec.width]

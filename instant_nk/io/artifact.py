@@ -201,8 +201,10 @@ def load_json(path: Path | str, what: str = "artifact") -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise ContractError(f"{path}: {what} is missing. Run the stage that writes it.") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ContractError(f"{path}: {what} is not valid JSON ({error}). Delete it and re-run its stage.") from None
+    except OSError as error:
+        raise ContractError(f"{path}: {what} cannot be read ({error.strerror}).") from None
 
 
 def check_array(path: Path | str, name: str, array: np.ndarray, shape: tuple[int | None, ...], dtype: Any, finite: bool = True) -> np.ndarray:

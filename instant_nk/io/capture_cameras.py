@@ -79,7 +79,7 @@ def load_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file. A capture is a folder with transforms.json and its images; see docs/captures.md.") from None
+        raise DataError(f"{path}: no such file. Wanted a json with cameras as in transforms.json; see docs/captures.md.") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}. Repair or re-export the file.") from None
     except (OSError, UnicodeDecodeError) as error:

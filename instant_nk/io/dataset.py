@@ -14,6 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from instant_nk.errors import ContractError, DataError
+from instant_nk.geometry import spaces
 from instant_nk.io import artifact
 
 FORMAT = 1
@@ -94,6 +95,10 @@ class Dataset:
     def scale(self) -> float:
         """Scene units per world unit."""
         return float(np.cbrt(np.linalg.det(self.scene_from_world[:3, :3])))
+
+    def to_world(self, points: np.ndarray) -> np.ndarray:
+        """Scene points [..., 3] in world units, f32; computed in double precision."""
+        return spaces.transform_points(self.world_from_scene, points).astype(np.float32)
 
     def image_path(self, camera: int, frame: int) -> Path:
         return self.root / self.images[str(frame)][camera]

@@ -173,6 +173,6 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         ContractError: missing, broken, or of another format.
     """
-    value = artifact.load_json(path, "the metrics")
+    value = artifact.load_json(path, "the report's table of metrics")
     artifact.check_header(path, value.get("header", {}), "metrics", FORMAT)
     return value

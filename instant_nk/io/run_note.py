@@ -94,7 +94,7 @@ def _alive(path: Path, probe: Path, directory: str) -> dict[str, Any] | None:
     if other is None or other["directory"] == directory:
         return None
     if other["host"] == platform.node():
-        return other if _process_lives(other["pid"]) else None
+        return other if process_lives(other["pid"]) else None
     return other if probe.stat().st_mtime - path.stat().st_mtime < DEAD_S else None
 
 
@@ -114,12 +114,13 @@ def describe(folder: Path) -> str:
     if run is None:
         return ""
     here = run["host"] == platform.node()
-    lives = _process_lives(run["pid"]) if here else time.time() - path.stat().st_mtime < DEAD_S
+    lives = process_lives(run["pid"]) if here else time.time() - path.stat().st_mtime < DEAD_S
     words = f"{run['user']} on {run['host']}, process {run['pid']}, from {run['directory']}, since {run['started']}"
     return f"run: {words}" if lives else f"run: killed ({words}). The same command goes on; it may ask for --unlock once."
 
 
-def _process_lives(pid: int) -> bool:
+def process_lives(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -28,6 +28,7 @@ OFFERS = {  # kernel folder: backends it has code for
     "blend_skinning": ("reference", "numba", "triton"),
     "ray_sampling": ("reference", "numba", "triton"),
     "volume_rendering": ("reference", "numba", "triton"),
+    "field_network": ("reference", "triton"),
 }
 
 _selected = "auto"
@@ -66,12 +67,13 @@ def table_layout() -> str:
     return "tcnn" if _selected == "tcnn" else "own"
 
 
-def choose(op: str, *tensors: Tensor) -> str:
+def choose(op: str, *tensors: Tensor, problem: str | None = None) -> str:
     """The backend that serves `op` on these tensors: one of `OFFERS[op]`. The choice is logged the first time it is made.
 
     Args:
         op: name of the kernel folder.
         tensors: the op's floating-point inputs; all on one device.
+        problem: what about their sizes Triton's code for the op cannot take.
 
     Raises:
         BackendError: the backend asked for by name cannot serve these tensors on this machine.
@@ -80,7 +82,7 @@ def choose(op: str, *tensors: Tensor) -> str:
     wanted = _selected
     if wanted == "reference":
         return _log(op, wanted)
-    problem = _triton_problem(op, tensors) if "triton" in offers else "the op has no Triton code"
+    problem = problem or (_triton_problem(op, tensors) if "triton" in offers else "the op has no Triton code")
     if problem is None and (wanted == "triton" or tensors[0].is_cuda):
         return _log(op, "triton")
     if wanted == "triton":

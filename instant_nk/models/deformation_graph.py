@@ -82,8 +82,7 @@ def on_nodes(vertices: np.ndarray, faces: np.ndarray, node_positions: np.ndarray
     paths = surface.distance_graph(fine, fine_faces)
     part = surface.components(len(fine), fine_faces)
     chosen = cKDTree(fine).query(nodes)[1]
-    graph = _assemble(paths, fine, part, chosen, welded_of, vertices, spacing, anchors, neighbours, nodes)
-    return graph
+    return _assemble(paths, fine, part, chosen, welded_of, vertices, spacing, anchors, neighbours, nodes)
 
 
 def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6) -> Graph:
@@ -254,6 +253,8 @@ def _radii(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: 
 
 def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np.ndarray, node_radii: np.ndarray) -> np.ndarray:
     """Influence of each anchor on a point: `(1 - (|x - g| / r)^2)^3` clamped at zero, rows normalised; all zero: the nearest anchor gets 1.
+
+    The kernel's formula in numpy, so that building a graph need not load torch.
 
     Args:
         points: [N, 3].

@@ -62,7 +62,7 @@ def carry_window(job: Job) -> None:
         parts.append((points, residual, cycle, seen_by(dataset, points, mesh.faces, job.device).sum(0).astype(np.int32)))
     points, residual, cycle, n_views = (np.stack(p) for p in zip(*parts))
     animation = Animation(
-        np.array(frames, np.int32), to_world(dataset, points), mesh.faces, mesh.colours,
+        np.array(frames, np.int32), dataset.to_world(points), mesh.faces, mesh.colours,
         (residual / dataset.scale).astype(np.float32), (cycle / dataset.scale).astype(np.float32), n_views,
     )  # fmt: skip
     mesh_io.save_animation(job.paths.mesh_window(job.part), animation, _header(job, {"field": artifact.file_hash(job.paths.field(job.part))}))
@@ -123,12 +123,6 @@ def _quality(field: WindowField, space: LiveSpace, motion: tuple[Tensor, Tensor]
         cycle.append(torch.linalg.vector_norm(back - vertices, dim=-1))
         residual.append(field.sdf(back).abs())
     return torch.cat(cycle).cpu().numpy(), torch.cat(residual).cpu().numpy()
-
-
-def to_world(dataset: dataset_io.Dataset, points: np.ndarray) -> np.ndarray:
-    """Scene points f32 [..., 3] in world units, computed in double precision."""
-    world = dataset.world_from_scene
-    return (points.astype(np.float64) @ world[:3, :3].T + world[:3, 3]).astype(np.float32)
 
 
 def join(job: Job) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from instant_nk import layout
 from instant_nk.fitting import texture as baking
-from instant_nk.geometry import camera_path, spaces
+from instant_nk.geometry import camera_path
 from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact
 from instant_nk.io import dataset as dataset_io
@@ -67,7 +67,7 @@ def _export(
         pc2.export_pc2(animation, path, fps, texture)
     else:
         glb.export_glb(animation, path, fps, texture, up=up)
-        rest = spaces.transform_points(dataset.world_from_scene, mesh.vertices).astype(np.float32)
+        rest = dataset.to_world(mesh.vertices)
         compact = path.with_name("animation_skinned.glb")
         return skinned.export_skinned_glb(animation, compact, fps, graph_io.load(job.paths.graph), rest, dataset.world_from_scene, texture, up=up)
     return {}

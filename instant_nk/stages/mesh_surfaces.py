@@ -10,7 +10,6 @@ import torch
 
 from instant_nk import layout, log
 from instant_nk.fitting import meshing, window_files
-from instant_nk.geometry import spaces
 from instant_nk.io import artifact, surfaces
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io.export import ply
@@ -59,8 +58,7 @@ def extract(field: LiveField, index: int, dataset: dataset_io.Dataset) -> FrameS
         _, gradient, features = field.sdf.with_gradient(part, frame_of(part))
         normals = torch.nn.functional.normalize(gradient, dim=-1)
         colours.append(field.colour(part, normals, -normals, features).cpu().numpy())
-    world = spaces.transform_points(dataset.world_from_scene, vertices.astype(np.float64)).astype(np.float32)
-    return FrameSurface(world, faces.astype(np.int32), np.concatenate(colours))
+    return FrameSurface(dataset.to_world(vertices), faces.astype(np.int32), np.concatenate(colours))
 
 
 def join(job: Job) -> None:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from instant_nk import layout, log
-from instant_nk.geometry import evaluation
 from instant_nk.io import artifact, metrics, truth
 from instant_nk.io.dataset import Dataset
 from instant_nk.io.mesh import Animation
 from instant_nk.io.metrics import StageCost
 from instant_nk.layout import Job
-from instant_nk.stages import report_films, report_index, report_page, report_results, report_scores, report_surfaces
+from instant_nk.stages import report_films, report_index, report_page, report_results, report_scores, report_surfaces, report_views
 from instant_nk.stages.report_results import Renders, Results
 from instant_nk.stages.report_scores import Scores
 from instant_nk.stages.report_surfaces import SurfaceResults
-from instant_nk.viewer import pictures
 from instant_nk.viewer.mesh_renderer import MeshRenderer
 
 logger = logging.getLogger(__name__)
@@ -31,18 +25,18 @@ def run(job: Job) -> None:
     """Measure and draw; the page is written last, so that it is there only when everything is."""
     if job.config.field.dyna_mode != "deform":
         found = report_surfaces.load(job)
-        summary = report_surfaces.write(job, found, neural_renderer(job, found), totals)
+        summary = report_surfaces.write(job, found, neural_renderer(job, found))
         logger.info("report %s", log.fields(page=str(job.paths.report_page), **{k: v for k, v in summary.items() if v is not None}))
         return
     watch = log.measure()
     results = report_results.load(job)
     neural, drawn = neural_renderer(job, results), MeshRenderer(results.animation, job.device, texture=results.texture, images=results.frame_textures)
-    views = render_heldout(job.paths.report, results, neural, drawn)
+    views = report_views.render_heldout(job.paths.report, results.dataset, results.animation.frames.tolist(), neural, drawn)
     films = report_films.write(job, results, neural, drawn)
     scores = score(results, drawn, views)
     costs = results.costs | {"report": StageCost("report")}
     costs["report"].add("report", watch.numbers())
-    summary = scores.summary | totals(costs)
+    summary = scores.summary | report_scores.totals(costs)
     frames = {"frames": results.animation.frames.tolist()} | scores.per_frame
     header = artifact.make_header("metrics", metrics.FORMAT, "report", layout.stage_values(job.config, "report"), _inputs(job))
     metrics.save(job.paths.metrics, header, summary, frames, views, costs)
@@ -65,34 +59,6 @@ def _inputs(job: Job) -> dict[str, str]:
     return {name: artifact.file_hash(path) for name, path in used.items() if path.is_file()}
 
 
-def render_heldout(folder: Path, results: Results, neural: Renders, drawn: MeshRenderer) -> list[dict[str, Any]]:
-    """Draw every held-out camera at every frame into `renders/{frame}/{camera file name}` and score those with a true picture."""
-    rig, views = results.dataset.heldout, []
-    shutil.rmtree(folder / "renders", ignore_errors=True)
-    wanted = [(frame, c) for frame in results.animation.frames.tolist() for c in range(len(rig))]
-    progress = log.Progress("report renders", len(wanted), logger)
-    for done, (frame, c) in enumerate(wanted, 1):
-        size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
-        picture = pictures.to_rgba(pictures.layers_of(neural.render(rig.c2w[c], rig.K[c], size, frame)))
-        with artifact.atomic(report_films.render_file(folder, frame, rig.names[c])) as aside:
-            aside.write_bytes(pictures.png_bytes(picture))
-        view: dict[str, Any] = {"frame": frame, "camera": rig.names[c]}
-        true_picture = results.dataset.heldout_image(c, frame)
-        if true_picture is not None:
-            view |= evaluation.score_picture(picture / 255, true_picture / 255)
-            of_mesh = drawn.render(rig.c2w[c], rig.K[c], size, frame)
-            view |= _mesh_scores("mesh", of_mesh | {"rgb": of_mesh["vertex_rgb"]}, true_picture)
-            if drawn.textured:
-                view |= _mesh_scores("texture", of_mesh, true_picture)
-        views.append(view)
-        progress.update(done)
-    return views
-
-
-def _mesh_scores(name: str, layers: dict[str, np.ndarray], true_picture: np.ndarray) -> dict[str, float]:
-    return {f"{name}_{key}": value for key, value in evaluation.score_picture(pictures.to_rgba(layers) / 255, true_picture / 255).items()}
-
-
 def score(results: Results, drawn: MeshRenderer, views: list[dict[str, Any]]) -> Scores:
     """All numbers of the summary except the costs, and all lists per frame."""
     data, animation = results.dataset, results.animation
@@ -112,10 +78,3 @@ def _parts(results: Results, data: Dataset, animation: Animation, drawn: MeshRen
     yield report_scores.of_views(views)
     yield report_scores.of_seams(results.costs["mesh"])
     yield report_scores.of_inverse(results.costs["mesh"])
-
-
-def totals(costs: dict[str, StageCost]) -> dict[str, float | None]:
-    """Sum of all jobs' times, and the largest memory of any."""
-    gpu = [cost.peak_gpu_mib for cost in costs.values() if cost.peak_gpu_mib is not None]
-    host = [cost.peak_host_mib for cost in costs.values() if cost.peak_host_mib is not None]
-    return {"wall_s": sum(cost.wall_s for cost in costs.values()), "peak_host_mib": max(host, default=None), "peak_gpu_mib": max(gpu, default=None)}

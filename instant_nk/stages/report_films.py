@@ -89,14 +89,23 @@ def video_size(data: Dataset, longest: int = VIDEO_SIDE) -> tuple[int, int]:
 
 
 def write(job: Job, results: Results, neural: Renders, drawn: MeshRenderer) -> dict[str, Path]:
-    """Write all videos and the preview.
+    """Write all videos and the preview; none with `report.films: false`.
 
     Returns:
         path of each by name: `rgb`, `depth`, `turntable`, and `heldout` where the capture has held-out cameras.
     """
-    (job.paths.report / "heldout.mp4").unlink(missing_ok=True)  # an earlier run's, of a capture that had such cameras
+    clear(job)
+    if not job.config.report.films:
+        return {}
     films = along_path(job, results, neural) | turntable(job, results, drawn)
     return films | (heldout(job, results, drawn) if len(results.dataset.heldout) else {})
+
+
+def clear(job: Job) -> None:
+    """Remove an earlier run's videos: this one may have fewer."""
+    for name in ("rgb.mp4", "depth.mp4", "turntable.mp4", "heldout.mp4"):
+        (job.paths.report / name).unlink(missing_ok=True)
+    job.paths.report_preview.unlink(missing_ok=True)
 
 
 def along_path(job: Job, results: Results, neural: Renders) -> dict[str, Path]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from instant_nk import __version__
-from instant_nk.geometry import camera_path, evaluation, spaces
+from instant_nk.geometry import camera_path, evaluation
+from instant_nk.io.dataset import Dataset
 from instant_nk.io.export.video import write_video
 from instant_nk.io.mesh import Animation
 from instant_nk.io.metrics import QUANTITIES, StageCost
@@ -58,12 +59,16 @@ def build(
     body += page.section("Quality per frame", quality(per_frame, doubtful))
     body += page.section("Training", page.loss_charts(costs))
     body += page.section("Cost", page.cost_charts(costs), "Time is the sum over a stage's jobs, also of those that ran side by side.")
-    body += page.section("Files", page.files(exported(job)), "World coordinates. What each holds and how to open it: docs/formats.md.")
+    body += files(job)
     body += page.section("Is the mesh sound?", soundness(summary), verdict(summary))
     body += page.section("All numbers", page.metrics_table(summary) + "<h3>What each stage wrote down</h3>" + page.stage_details(results.costs))
+    return page.document(job.paths.root.name, body, footer(results.dataset))
+
+
+def footer(data: Dataset) -> str:
+    """What made the page, when, and of which capture."""
     when = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
-    footer = f"instant-nk {__version__}, {when}, capture {page.text(results.dataset.capture.name)}"
-    return page.document(job.paths.root.name, body, footer)
+    return f"instant-nk {__version__}, {when}, capture {page.text(data.capture.name)}"
 
 
 # Films and the 3-D view
@@ -87,8 +92,10 @@ def hero(job: Job, results: Results, films: dict[str, Path], figures: str) -> st
         background="#ffffff",
         video_id=FILM_ID,
     )
-    caption = f"input, camera {results.dataset.cameras.names[0]}, at the same frame" + (f" (every {every}th)" if every > 1 else "")
-    film = page.film(input_film(results, shown, fps), caption, identity=FILM_ID, playing=False)
+    film = ""
+    if films:
+        caption = f"input, camera {results.dataset.cameras.names[0]}, at the same frame" + (f" (every {every}th)" if every > 1 else "")
+        film = page.film(input_film(results, shown, fps), caption, identity=FILM_ID, playing=False)
     return f"<div class='hero'>{player}<div class='beside'>{film}{figures}</div></div>"
 
 
@@ -99,7 +106,7 @@ def reel(films: dict[str, Path]) -> str:
         "rgb": "neural rendering along a camera path",
         "depth": "its depth, dark is near",
     }
-    return f"<div class='reel'>{''.join(page.film(films[name].read_bytes(), caption) for name, caption in told.items())}</div>"
+    return f"<div class='reel'>{''.join(page.film(films[name].read_bytes(), caption) for name, caption in told.items() if name in films)}</div>"
 
 
 def frames_apart(animation: Animation) -> int:
@@ -107,6 +114,11 @@ def frames_apart(animation: Animation) -> int:
     count, vertices = animation.vertices.shape[:2]
     most = max(2, min(PLAYER_FRAMES, PLAYER_POINTS // vertices))
     return -(-count // most)
+
+
+def files(job: Job) -> str:
+    """Links to what lies in the results for other tools."""
+    return page.section("Files", page.files(exported(job)), "World coordinates. What each holds and how to open it: docs/formats.md.")
 
 
 def exported(job: Job) -> list[tuple[str, str, int]]:
@@ -141,8 +153,7 @@ def thinned(animation: Animation, every: int) -> Animation:
 def live_nodes(results: Results, shown: Animation) -> np.ndarray:
     """Node positions at the animation's frames, world units, f32 [N, M, 3]."""
     rows = [results.motion.index(int(frame)) for frame in shown.frames]
-    scene = results.graph.node_positions + results.motion.translations[rows]
-    return spaces.transform_points(results.dataset.world_from_scene, scene).astype(np.float32)
+    return results.dataset.to_world(results.graph.node_positions + results.motion.translations[rows])
 
 
 def input_film(results: Results, shown: Animation, fps: float) -> bytes:
@@ -213,13 +224,12 @@ def _score(picture: np.ndarray, given: np.ndarray | None) -> str:
 def graph_pictures(results: Results) -> str:
     """The graph on the canonical mesh from two cameras opposite each other."""
     data, canonical = results.dataset, results.canonical
-    to_world = data.world_from_scene
-    vertices = spaces.transform_points(to_world, canonical.vertices).astype(np.float32)
+    vertices = data.to_world(canonical.vertices)
     nothing = np.zeros((1, len(vertices)), np.float32)
     grey = np.full_like(canonical.colours, 0.8) * 0.6 + canonical.colours * 0.4
     still = Animation(np.zeros(1, np.int32), vertices[None], canonical.faces, grey, nothing, nothing, nothing.astype(np.int32))
     renderer = MeshRenderer(still)
-    nodes = spaces.transform_points(to_world, results.graph.node_positions)
+    nodes = data.to_world(results.graph.node_positions)
     length = np.linalg.norm(np.diff(results.graph.node_positions[results.graph.edges], axis=1)[:, 0], axis=1)
     strong = length < 2.5 * results.graph.spacing
     c2w = data.cameras.c2w

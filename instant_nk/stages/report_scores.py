@@ -136,3 +136,10 @@ def of_mesh(animation: Animation) -> Scores:
     found = mesh_check.check(animation.vertices, animation.faces)
     whole = found["open_edges"] == 0 and found["overshared_edges"] == 0
     return Scores({"mesh_watertight": int(whole)} | {f"mesh_{name}": value for name, value in found.items()}, {})
+
+
+def totals(costs: dict[str, StageCost]) -> dict[str, float | None]:
+    """Sum of all jobs' times, and the largest memory of any."""
+    gpu = [cost.peak_gpu_mib for cost in costs.values() if cost.peak_gpu_mib is not None]
+    host = [cost.peak_host_mib for cost in costs.values() if cost.peak_host_mib is not None]
+    return {"wall_s": sum(cost.wall_s for cost in costs.values()), "peak_host_mib": max(host, default=None), "peak_gpu_mib": max(gpu, default=None)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from instant_nk import __version__, layout, log
+from instant_nk import layout, log
 from instant_nk.geometry import evaluation
 from instant_nk.io import artifact, dataset, metrics, surfaces, truth
 from instant_nk.io.dataset import Dataset
@@ -16,7 +15,7 @@ from instant_nk.io.mesh import Animation
 from instant_nk.io.metrics import StageCost
 from instant_nk.io.surfaces import FrameSurface
 from instant_nk.layout import Job
-from instant_nk.stages import report_films, report_index, report_page, report_scores
+from instant_nk.stages import report_films, report_index, report_page, report_scores, report_views
 from instant_nk.stages.mesh_surfaces import alone
 from instant_nk.stages.report_results import Renders
 from instant_nk.stages.report_scores import Scores
@@ -24,7 +23,6 @@ from instant_nk.viewer import page, pictures
 from instant_nk.viewer.mesh_renderer import MeshRenderer
 
 SHOWN = 3  # frames compared with the input on the page
-TRACKED_FILMS = ("turntable.mp4", "turntable.gif", "heldout.mp4")
 
 
 @dataclass
@@ -65,37 +63,29 @@ def clip(found: dict[int, FrameSurface]) -> Animation:
     return Animation(frames, points[None], np.zeros((0, 3), np.int32), points, nothing, nothing, nothing.astype(np.int32))
 
 
-def write(job: Job, results: SurfaceResults, neural: Renders, summarise: Any) -> dict[str, Any]:
-    """Measure and draw; the page is written last.
-
-    Args:
-        summarise: sum of the stages' costs (`report.totals`).
-
-    Returns:
-        the summary.
-    """
+def write(job: Job, results: SurfaceResults, neural: Renders) -> dict[str, Any]:
+    """Measure and draw; the page is written last. Returns the summary."""
     watch = log.measure()
-    for name in TRACKED_FILMS:
-        (job.paths.report / name).unlink(missing_ok=True)
-    views = heldout(job, results, neural)
-    films = report_films.along_path(job, results, neural)
+    report_films.clear(job)
+    views = report_views.render_heldout(job.paths.report, results.dataset, sorted(results.found), neural)
+    films = report_films.along_path(job, results, neural) if job.config.report.films else {}
     scores = against_truth(results)
     costs = results.costs | {"report": StageCost("report")}
     costs["report"].add("report", watch.numbers())
-    summary = {"frames": len(results.found)} | report_scores.of_views(views).summary | scores.summary | summarise(costs)
-    header = artifact.make_header("metrics", metrics.FORMAT, "report", layout.stage_values(job.config, "report"), {})
+    summary = {"frames": len(results.found)} | report_scores.of_views(views).summary | scores.summary | report_scores.totals(costs)
+    header = artifact.make_header(
+        "metrics", metrics.FORMAT, "report", layout.stage_values(job.config, "report"), {"surfaces": artifact.file_hash(job.paths.surfaces)}
+    )
     frames = {"frames": sorted(results.found)} | scores.per_frame
     metrics.save(job.paths.metrics, header, summary, frames, views, costs)
-    body = page.notice(_untracked(job)) + page.cards(summary)
-    captions = {"rgb": "neural rendering along a camera path", "depth": "its depth, dark is near"}
-    body += f"<div class='reel'>{''.join(page.film(films[name].read_bytes(), caption) for name, caption in captions.items())}</div>"
+    body = page.notice(_untracked(job)) + page.cards(summary) + report_page.reel(films)
     body += page.section("Input and rendering", page.comparison(comparison(results, neural)))
     if scores.per_frame:
         body += page.section("Quality per frame", report_page.quality(frames, []))
     body += page.section("Training", page.loss_charts(costs)) + page.section("Cost", page.cost_charts(costs))
+    body += report_page.files(job)
     body += page.section("All numbers", page.metrics_table({name: summary.get(name) for name in metrics.QUANTITIES}) + page.stage_details(results.costs))
-    when = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
-    html = page.document(job.paths.root.name, body, f"instant-nk {__version__}, {when}, capture {page.text(results.dataset.capture.name)}")
+    html = page.document(job.paths.root.name, body, report_page.footer(results.dataset))
     with artifact.atomic(job.paths.report_page) as aside:
         aside.write_text(html, encoding="utf-8")
     report_index.write(job.paths.root.parent)
@@ -106,23 +96,6 @@ def _untracked(job: Job) -> str:
     from instant_nk.fitting import window_files
 
     return window_files.untracked(job.config.field.dyna_mode) + " Numbers about tracks and about the animated mesh are absent for that reason."
-
-
-def heldout(job: Job, results: SurfaceResults, neural: Renders) -> list[dict[str, Any]]:
-    """Draw every held-out camera at every frame into `renders/{frame}/{camera}` and score those with a true picture."""
-    rig, views = results.dataset.heldout, []
-    for frame in sorted(results.found):
-        for c in range(len(rig)):
-            size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
-            picture = pictures.to_rgba(pictures.layers_of(neural.render(rig.c2w[c], rig.K[c], size, frame)))
-            with artifact.atomic(report_films.render_file(job.paths.report, frame, rig.names[c])) as aside:
-                aside.write_bytes(pictures.png_bytes(picture))
-            view: dict[str, Any] = {"frame": frame, "camera": rig.names[c]}
-            true_picture = results.dataset.heldout_image(c, frame)
-            if true_picture is not None:
-                view |= evaluation.score_picture(picture / 255, true_picture / 255)
-            views.append(view)
-    return views
 
 
 def against_truth(results: SurfaceResults) -> Scores:

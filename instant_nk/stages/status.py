@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import re
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from instant_nk import config as schema
 from instant_nk import layout
-from instant_nk.errors import ContractError, InstantNKError
+from instant_nk.errors import InstantNKError
 from instant_nk.io import artifact, dataset, run_note
 from instant_nk.layout import Paths
 
@@ -45,13 +44,7 @@ class Work:
 
 
 def run_status(paths: Paths) -> str:
-    """A table of the stages, who runs them, then a line for each job that runs or failed.
-
-    Raises:
-        ContractError: there is no such sequence.
-    """
-    if not paths.root.is_dir():
-        raise ContractError(f"{paths.root}: no such folder. Give the folder of one sequence, e.g. results/demo.")
+    """A table of the stages, who runs them, then a line for each job that runs or failed."""
     jobs = one_at_a_time([look(paths, stage, part, log) for stage, part, log in expected(paths)])
     lines = [f"{'stage':<14}{'done':>9}{'running':>9}{'failed':>8}{'waiting':>9}{'s a job':>10}{'left':>10}"]
     for stage in layout.STAGES:
@@ -145,13 +138,7 @@ def alive(first_line: str, log: Path) -> bool:
     """Whether the process that began a log still runs; of one on another machine, whether the log is fresh."""
     host, pid = re.search(r"host=(\S+)", first_line), re.search(r"pid=(\d+)", first_line)
     if host and pid and host[1] == platform.node():
-        try:
-            os.kill(int(pid[1]), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True  # another user's
-        return True
+        return run_note.process_lives(int(pid[1]))
     return time.time() - log.stat().st_mtime < SILENT_S
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from instant_nk.errors import ContractError, DataError, InstantNKError
-from instant_nk.io import artifact, capture, capture_images, capture_video, checkpoint, dataset, graph, mesh, metrics, motion, observation, surfaces
+from instant_nk.io import artifact, capture, capture_images, capture_video, checkpoint, dataset, graph, mesh, metrics, motion, observation, ply_file, surfaces
 from instant_nk.layout import Paths
 
 WINDOW = re.compile(r"\d+-\d+")
-GLB_MAGIC = b"glTF"
+GLB_MAGIC, USDC_MAGIC = b"glTF", b"PXR-USDC"
+AGAIN = {"dataset": "dataset_sequence", "mesh": "mesh_join", "report": "report_sequence"}  # the rule that writes a stage's files anew
 
 
 def run_verify(paths: Paths) -> str:
@@ -24,8 +25,6 @@ def run_verify(paths: Paths) -> str:
     Raises:
         ContractError: something is missing, truncated, mixed or changed; every finding is listed.
     """
-    if not paths.root.is_dir():
-        raise ContractError(f"{paths.root}: no such folder. Give the folder of one sequence, e.g. results/demo.")
     files = list(present(paths))
     findings = [problem for path, load in files if (problem := unreadable(path, load))]
     broken = {finding.split(":")[0] for finding in findings}
@@ -42,16 +41,21 @@ def present(paths: Paths) -> Iterator[tuple[Path, Callable[[Path], Any]]]:
     single = [
         (paths.manifest, dataset.load), (paths.canonical_field, checkpoint.load), (paths.canonical_mesh, mesh.load), (paths.graph, graph.load),
         (paths.motion, motion.load), (paths.animation, mesh.load_animation), (paths.surfaces, artifact.load_json),
-        (paths.animation_glb, read_glb), (paths.texture, mesh.load_texture), (paths.metrics, metrics.load),
+        (paths.texture, mesh.load_texture), (paths.metrics, metrics.load), (paths.report_preview, read_gif),
     ]  # fmt: skip
     yield from ((path, load) for path, load in single if path.is_file())
     many = [
         (paths.dataset / "hulls", "*.npz", lambda path: artifact.load_npz(path, "hull", dataset.HULL_FORMAT)), (paths.observation_dir, "*.npz", observation.load),
         (paths.field_dir, "*.npz", checkpoint.load), (paths.mesh / "windows", "*.npz", load_window), (paths.mesh / "frames", "*.ply", read_ply),
-        (paths.dataset, "[id][me]*/**/*.png", read_image), (paths.report, "*.mp4", read_video), (paths.report / "renders", "**/*.png", read_render),
+        (paths.mesh, "*.glb", read_glb), (paths.mesh, "*.usdc", read_usdc), (paths.mesh, "*.pc2", read_pc2), (paths.mesh, "**/*.png", image_of("mesh")),
+        (paths.dataset, "[id][me]*/**/*.png", image_of("dataset")),
+        (paths.report, "*.mp4", read_video), (paths.report / "renders", "**/*.png", image_of("report")),
     ]  # fmt: skip
+    if any(paths.mesh.glob("**/*.obj")):
+        many.append((paths.mesh, "**/*.obj", obj_of(paths.animation)))
     for folder, pattern, load in many:
-        yield from ((path, load) for path in sorted(folder.glob(pattern)) if path.name[0] != "." and ".partial" not in path.name)
+        shown = (path for path in sorted(folder.glob(pattern)) if not any(name[0] == "." for name in path.relative_to(folder).parts))
+        yield from ((path, load) for path in shown if ".partial" not in path.name)
 
 
 def load_window(path: Path) -> Any:
@@ -69,49 +73,93 @@ def unreadable(path: Path, load: Callable[[Path], Any]) -> str | None:
     return None
 
 
-def read_glb(path: Path) -> None:
-    """A GLB says its own length.
+def not_whole(path: Path, kind: str, why: object, stage: str = "mesh") -> ContractError:
+    """The one message for an export that is cut off or of another kind."""
+    return ContractError(f"{path}: not a whole {kind} ({why}). Re-run stage '{stage}' (--forcerun {AGAIN[stage]}).")
 
-    Raises:
-        ContractError: another kind of file, or truncated.
-    """
+
+def read_glb(path: Path) -> None:
+    """Raises ContractError: another kind of file, or not as long as it says."""
     with open(path, "rb") as handle:
         head = handle.read(12)
-    length = int.from_bytes(head[8:12], "little")
-    if head[:4] != GLB_MAGIC or length != path.stat().st_size:
-        raise ContractError(f"{path}: not a whole GLB ({path.stat().st_size} bytes, it says {length}). Re-run stage 'mesh' (--forcerun mesh_join).")
+    length, size = int.from_bytes(head[8:12], "little"), path.stat().st_size
+    if head[:4] != GLB_MAGIC or length != size:
+        raise not_whole(path, "GLB", f"{size} bytes, it says {length}")
+
+
+def read_usdc(path: Path) -> None:
+    """Raises ContractError: another kind of file, or its table of contents, written last, is not at its end."""
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        head = handle.read(24)
+        handle.seek(min(table := int.from_bytes(head[16:24], "little"), size))
+        end = table + 8 + 32 * int.from_bytes(handle.read(8), "little")
+    if head[:8] != USDC_MAGIC or end != size:
+        raise not_whole(path, "USD", f"{size} bytes, it says {end}")
+
+
+def read_pc2(path: Path) -> None:
+    """Raises ContractError: another kind of file, or not as long as its points and samples need."""
+    from instant_nk.io.export import pc2  # brings torch
+
+    with open(path, "rb") as handle:
+        head = handle.read(pc2.HEADER.size).ljust(pc2.HEADER.size)
+    magic, _, points, _, _, samples = pc2.HEADER.unpack(head)
+    size, wanted = path.stat().st_size, pc2.HEADER.size + 12 * points * samples
+    if magic.rstrip(b"\0") != pc2.MAGIC or size != wanted:
+        raise not_whole(path, "PC2", f"{size} bytes, it says {wanted}")
+
+
+def obj_of(animation: Path) -> Callable[[Path], None]:
+    """What refuses (ContractError) an OBJ that has not the animation's vertices and faces: the format does not say its own length."""
+    try:
+        found = mesh.load_animation(animation)
+        wanted = found.vertices.shape[1], len(found.faces)
+    except InstantNKError:  # found already
+        wanted = None
+
+    def read(path: Path) -> None:
+        lines = path.read_bytes().split(b"\n")
+        counts = tuple(sum(line.startswith(kind) for line in lines) for kind in (b"v ", b"f "))
+        if lines[-1] or counts != (wanted or counts):
+            raise not_whole(path, "OBJ", "{} vertices and {} faces; the animation has {} and {}".format(*counts, *(wanted or counts)))
+
+    return read
 
 
 def read_ply(path: Path) -> None:
     """Raises ContractError: not a readable PLY with faces."""
-    import trimesh
-
     try:
-        faces = len(trimesh.load(path, process=False).faces)
-    except Exception as error:  # trimesh raises whatever its parser trips over
-        raise ContractError(f"{path}: not a whole PLY ({error}). Re-run stage 'mesh' (--forcerun mesh_join).") from None
-    if not faces:
-        raise ContractError(f"{path}: has no faces. Re-run stage 'mesh' (--forcerun mesh_join).")
+        faces = ply_file.read(path)[1]
+    except Exception as error:  # a broken file makes readers raise anything
+        raise not_whole(path, "PLY", error) from None
+    if faces is None:
+        raise not_whole(path, "PLY", "it has no faces")
 
 
-def read_image(path: Path) -> None:
-    """Raises ContractError: a PNG that does not end as one."""
-    if not capture_images.seems_whole(path):
-        raise ContractError(f"{path}: not a whole PNG. Re-run stage 'dataset' (--forcerun dataset_sequence).")
+def image_of(stage: str) -> Callable[[Path], None]:
+    """What refuses (ContractError) a PNG of a stage that does not end as one."""
+
+    def read(path: Path) -> None:
+        if not capture_images.seems_whole(path):
+            raise not_whole(path, "PNG", "its end is missing", stage)
+
+    return read
 
 
-def read_render(path: Path) -> None:
-    """Raises ContractError: a PNG that does not end as one."""
-    if not capture_images.seems_whole(path):
-        raise ContractError(f"{path}: not a whole PNG. Re-run stage 'report' (--forcerun report_sequence).")
+def read_gif(path: Path) -> None:
+    """Raises ContractError: a GIF that does not end as one."""
+    data = path.read_bytes()
+    if not (data.startswith(b"GIF8") and data.endswith(b";")):
+        raise not_whole(path, "GIF", "its end is missing", "report")
 
 
 def read_video(path: Path) -> None:
     """Raises ContractError: an mp4 that is cut off."""
     try:
         capture_video.frame_count(path)
-    except DataError:
-        raise ContractError(f"{path}: not a whole mp4. Re-run stage 'report' (--forcerun report_sequence).") from None
+    except DataError as error:
+        raise not_whole(path, "mp4", error, "report") from None
 
 
 def missing(paths: Paths) -> Iterator[str]:
@@ -132,11 +180,13 @@ def missing(paths: Paths) -> Iterator[str]:
     ]
     if gone:
         yield f"{paths.dataset}: {len(gone)} images are missing: {', '.join(gone[:4])}{' …' if len(gone) > 4 else ''}. Restore the capture's, or re-run stage 'dataset' (--forcerun dataset_sequence)."
-    for folder, place, stage, done in (
-        (paths.observation_dir, paths.observation, "observation", paths.motion), (paths.mesh / "frames", paths.mesh_frame, "mesh", paths.animation),
+    meshed = paths.animation.is_file() or paths.surfaces.is_file()
+    for place, stage, done in (
+        (paths.observation, "observation", paths.motion.is_file()), (paths.mesh_frame, "mesh", meshed), (paths.texture_frame, "mesh", meshed),
+        (lambda frame: paths.mesh / "obj" / f"{frame:06d}.obj", "mesh", meshed),
     ):  # fmt: skip
-        absent = [str(frame) for frame in frames if not place(frame).is_file()]
-        if folder.is_dir() and done.is_file() and absent:
+        folder, absent = place(0).parent, [str(frame) for frame in frames if not place(frame).is_file()]
+        if folder.is_dir() and done and absent:
             yield f"{folder}: frames {', '.join(absent[:8])}{' …' if len(absent) > 8 else ''} are missing. Re-run stage '{stage}'."
 
 
@@ -144,7 +194,7 @@ def source_of(paths: Paths, name: str) -> Path | None:
     """The file behind a name in a header's `inputs`; None for what lies outside the results."""
     known = {
         "dataset": paths.manifest, "canonical": paths.canonical_field, "mesh": paths.canonical_mesh, "graph": paths.graph, "motion": paths.motion,
-        "animation": paths.animation, "texture": paths.texture,
+        "animation": paths.animation, "surfaces": paths.surfaces, "texture": paths.texture,
     }  # fmt: skip
     return paths.mesh_window(name) if WINDOW.fullmatch(name) else known.get(name)
 

@@ -35,10 +35,10 @@ def flat(rgba: np.ndarray) -> np.ndarray:
 
 
 def depth_picture(layers: dict[str, np.ndarray], near: float, far: float) -> np.ndarray:
-    """Depth as colour between `near` (dark) and `far` (bright), on white, u8 [H, W, 3]."""
+    """Depth as colour between `near` (dark) and `far` (bright), on white, u8 [H, W, 3]; where it is 0, unknown, nothing is drawn."""
     position = np.clip((layers["depth"] - near) / max(far - near, 1e-12), 0, 1) * (len(DEPTH_STOPS) - 1)
     colour = np.stack([np.interp(position, np.arange(len(DEPTH_STOPS)), DEPTH_STOPS[:, i]) for i in range(3)], -1)
-    return _over_white(colour, layers["alpha"])
+    return _over_white(colour, np.where(layers["depth"] > 0, layers["alpha"], 0))
 
 
 def normal_picture(layers: dict[str, np.ndarray], c2w: np.ndarray) -> np.ndarray:

@@ -43,6 +43,20 @@ def test_blend_skinning_agrees_with_the_reference(points, knn, strided):
         parity.check(case, "cuda", "triton", strided)
 
 
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("samples", SIZES)
+@pytest.mark.parametrize(("points", "features", "hidden", "outputs"), [(3, 32, 64, 1), (4, 32, 64, 3), (4, 12, 20, 3), (3, 8, 128, 1)])
+def test_the_field_network_agrees_with_the_reference(samples, points, features, hidden, outputs, strided):
+    for case in parity.field_network_cases(samples, points, features, hidden, outputs).values():
+        parity.check(case, "cuda", "triton", strided)
+
+
+def test_the_field_network_gives_the_same_bits_again():
+    case = parity.field_network_cases(20000, 4, outputs=3)["network of 3 outputs"]
+    first, again = (parity.run(case, "cuda", torch.float32) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 @pytest.mark.parametrize("rays", [0, 1, 63, 3000])
 def test_marching_agrees_with_the_reference(rays):
     found, truth, border = parity.marching(rays, "cuda", "triton")

@@ -5,17 +5,12 @@ import torch
 
 from instant_nk.kernels import hash_encoding
 from instant_nk.kernels.hash_encoding import HashSpec
-from tests import fake_tinycudann, parity, tolerances
+from tests import parity, tolerances
+from tests.fake_tinycudann import truth
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device on this machine", allow_module_level=True)
 pytest.importorskip("tinycudann", reason="tinycudann is not installed: pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch")
-
-
-def truth(x, table, spec):
-    config = {"type": "Hash", "interpolation": "Linear", "n_levels": spec.levels, "n_features_per_level": spec.features}
-    config |= {"log2_hashmap_size": spec.log2_table_size, "base_resolution": spec.resolutions[0][0], "per_level_scale": spec.growth}
-    return fake_tinycudann.Native(spec.dims, config, torch.float32).grid(x, table.reshape(-1))[:, : spec.width]
 
 
 def spec_of(dims: int) -> HashSpec:

@@ -6,15 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from instant_nk import config, layout
-from instant_nk.io import artifact, synthetic
+from instant_nk.io import artifact
 from instant_nk.layout import Job
 from instant_nk.stages import canonical, dataset, field, graph, mesh, observation, registration
+from tests.integration.workflow_place import WINDOWS
 
 TOLERANCE = 1e-6  # relative, of every array: one CPU thread adds in one order, so the arrays are in fact equal
-WINDOWS = ("000000-000002", "000001-000003")
 
 
 def trained(capture: Path, results: Path, seed: int = 0, last: str = "mesh") -> layout.Paths:
@@ -41,11 +40,6 @@ def trained(capture: Path, results: Path, seed: int = 0, last: str = "mesh") -> 
     return job.paths
 
 
-@pytest.fixture(scope="module")
-def capture(tmp_path_factory) -> Path:
-    return synthetic.write(config.parse({"preset": "tiny"}), tmp_path_factory.mktemp("determinism") / "capture")
-
-
 def artifacts(paths: layout.Paths) -> dict[str, Path]:
     """Everything that training leaves, by name."""
     frames = {f"observation {f}": paths.observation(f) for f in range(4)}
@@ -58,8 +52,8 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files if name != artifact.HEADER}
 
 
-def test_the_same_seed_gives_the_same_numbers_in_every_stage_and_another_seed_does_not(capture, tmp_path):
-    first, second = (trained(capture, tmp_path / name) for name in ("first", "second"))
+def test_the_same_seed_gives_the_same_numbers_in_every_stage_and_another_seed_does_not(untouched, tmp_path):
+    first, second = (trained(untouched.capture, tmp_path / name) for name in ("first", "second"))
     for name, path in artifacts(first).items():
         ours, theirs = arrays(path), arrays(artifacts(second)[name])
         assert ours.keys() == theirs.keys(), name
@@ -68,6 +62,6 @@ def test_the_same_seed_gives_the_same_numbers_in_every_stage_and_another_seed_do
     for part in ("2_canonical/metrics.json", *(f"6_field/{window}.json" for window in WINDOWS)):
         ours, theirs = (artifact.load_json(paths.root / part)["history"] for paths in (first, second))
         assert ours == theirs
-    other = trained(capture, tmp_path / "other", seed=1, last="canonical")
+    other = trained(untouched.capture, tmp_path / "other", seed=1, last="canonical")
     ours, theirs = (arrays(paths.canonical_field)["sdf.encoding.table"] for paths in (first, other))
     assert not np.allclose(ours, theirs, rtol=TOLERANCE, atol=0)

@@ -9,24 +9,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
-from instant_nk import config as schema
 from instant_nk import layout
-from instant_nk.io import checkpoint, synthetic
-
-sys.path.insert(0, str(Path(__file__).parent))
-import loopback_slurm
+from instant_nk.io import checkpoint
+from tests.integration import loopback_slurm
+from tests.integration.workflow_place import SEQUENCE, WINDOWS, checkpoints, wait_for
 
 if reason := loopback_slurm.missing():
     pytest.skip(reason, allow_module_level=True)
 if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
     pytest.skip("snakemake-executor-plugin-slurm is not installed: pip install -e '.[slurm]'", allow_module_level=True)
-
-WINDOWS = layout.windows([0, 1, 2, 3], 3, 2)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +35,7 @@ def command(repository, folder, *argv, field="{}"):
         sys.executable, "-m", "snakemake", "-s", str(repository / "Snakefile"), "-d", str(folder), "--profile", str(repository / "profiles" / "slurm"),
         "--cores", "2", "--set-threads", "dataset_sequence=2", "canonical_sequence=2", "registration_sequence=2", "report_sequence=2",
         "--latency-wait", "5", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2",
-        *argv, "--config", "capture=capture", "sequence=tiny", "preset=tiny", f"field={field}",
+        *argv, "--config", "capture=capture", f"sequence={SEQUENCE}", "preset=tiny", f"field={field}",
     ]  # fmt: skip
 
 
@@ -50,17 +44,16 @@ def run(repository, folder, *argv, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def finished(slurm, repository, tmp_path_factory):
+def finished(slurm, untouched, repository, tmp_path_factory):
     """All stages through Slurm, where the last join is given too little memory at first; the folder and what was said."""
-    folder = tmp_path_factory.mktemp("through_slurm")
-    synthetic.write(schema.parse({"preset": "tiny"}), folder / "capture")
+    folder = untouched.copy(tmp_path_factory.mktemp("through_slurm") / "run").folder
     done = run(repository, folder, "--set-resources", "mesh_join:mem_mb=200*attempt**3")
     assert done.returncode == 0, done.stdout
     return folder, done.stdout
 
 
 def paths(folder):
-    return layout.Paths(folder / "results" / "tiny")
+    return layout.Paths(folder / "results" / SEQUENCE)
 
 
 def test_every_stage_runs_as_slurm_jobs(finished, slurm):
@@ -90,15 +83,6 @@ def test_a_job_that_exceeds_its_memory_is_tried_again_with_more(finished):
     assert "Trying to restart job" in said
 
 
-def wait_for(condition, what, seconds=400):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
-
-
 def test_a_cancelled_job_and_a_dead_node_are_survived(finished, slurm, repository, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
@@ -108,8 +92,7 @@ def test_a_cancelled_job_and_a_dead_node_are_survived(finished, slurm, repositor
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        checkpoints = lambda: [p for p in paths(folder).field_dir.glob("*.partial*") if p.name[0] != "."]  # noqa: E731
-        wait_for(lambda: len(checkpoints()) == 2, "a checkpoint of both windows")
+        wait_for(lambda: len(checkpoints(paths(folder))) == 2, "a checkpoint of both windows", seconds=400)
         jobs = [line.split() for line in slurm.ask("squeue", "-h", "-t", "R", "-o", "%i %N %k").splitlines()]
         (cancelled, _, _), (_, node, _) = [job for job in jobs if "field_window" in job[2]]
         slurm.ask("scancel", cancelled)
@@ -133,7 +116,7 @@ def test_a_killed_snakemake_leaves_its_jobs_to_slurm_and_the_same_command_goes_o
     field = "{steps: 60, checkpoint_every: 5}"
     process = subprocess.Popen(command(repository, folder, "field", field=field), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     running = lambda: slurm.ask("squeue", "-h", "-t", "R", "-o", "%i").split()  # noqa: E731
-    wait_for(lambda: len(running()) == 2, "the start of both windows")
+    wait_for(lambda: len(running()) == 2, "the start of both windows", seconds=400)
     old = running()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

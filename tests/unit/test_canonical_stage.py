@@ -93,18 +93,9 @@ def test_a_killed_canonical_stage_resumes_to_the_same_mesh(body, tmp_path, monke
     whole = body.variant(results=tmp_path / "whole", canonical=settings)
     canonical.run(whole)
     killed = body.variant(results=tmp_path / "killed", canonical=settings)
-    step = SurfaceFit.step
-
-    def dying(self):
-        if self.done == 17:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(SurfaceFit, "step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with neural_fixtures.interrupted_at(monkeypatch, SurfaceFit, 17):
         canonical.run(killed)
     assert [p.name for p in killed.paths.canonical.iterdir()] == ["field.partial.npz"]
-    monkeypatch.setattr(SurfaceFit, "step", step)
     canonical.run(killed)
     a, b = (meshes.load(job.paths.canonical_mesh) for job in (whole, killed))
     np.testing.assert_array_equal(a.vertices, b.vertices)

@@ -45,6 +45,7 @@ def test_config_takes_a_file_and_single_keys(tmp_path, capsys):
         (["config", "--set", "field.steps"], "wanted key=value"),
         (["field", "--part", "9-1"], "'9-1' is not a range of frames"),
         (["config", "--config", "none.yaml"], "none.yaml: no such configuration file"),
+        (["config", "--config", "."], ".: cannot be read"),
     ],
 )
 def test_a_wrong_call_ends_with_one_message_and_code_2(argv, said, capsys):
@@ -52,6 +53,36 @@ def test_a_wrong_call_ends_with_one_message_and_code_2(argv, said, capsys):
     text = capsys.readouterr().err
     assert said in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("command", [("summary",), ("status",), ("verify",), ("view",), ("render",), ("track", "--points", "p.ply"), ("export-ed", "out")])
+@pytest.mark.parametrize("made", ["nowhere", "file", "empty", "parent"])
+def test_a_folder_that_holds_no_sequence_is_one_message_and_code_4(tmp_path, capsys, command, made):
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "parent" / "logs").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    name, *more = command
+    assert run(name, str(tmp_path / made), *more) == 4
+    said = capsys.readouterr()
+    assert f"error: ContractError: {tmp_path / made}: " in said.err and "Give the folder of one sequence, e.g. results/demo." in said.err
+    assert not said.out
+
+
+def test_a_stage_without_the_part_it_needs_or_with_one_it_does_not_know_is_refused(tmp_path, capsys):
+    here = ("--set", f"runtime.results={tmp_path}")
+    for argv, said in (
+        (["field"], "stage 'field' works on a window of the sequence: give --part FIRST-LAST"),
+        (["observation"], "stage 'observation' works on a batch of frames of the sequence"),
+        (["graph", "--part", "000000-000002"], "stage 'graph' is one job for the whole sequence: leave --part out"),
+    ):
+        assert run(*argv, *here) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_pictures_without_pixels_are_refused(tmp_path, capsys):
+    (tmp_path / "1_dataset").mkdir()
+    assert run("render", str(tmp_path), "--side", "-5") == 2
+    assert "wanted --side of 2 pixels or more, got -5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["config"], ["config", "--template"], ["--help"], ["verify", "nowhere"]])

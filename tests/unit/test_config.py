@@ -58,6 +58,13 @@ def test_an_empty_section_leaves_the_preset_in_force():
         ({"dataset": {"background": [1, 2]}}, ["dataset.background", "[r, g, b]"]),
         ({"registration": {"source": "ed_folder"}}, ["registration.folder", "a path"]),
         ({"observation": {"provider": "meshes"}}, ["observation.folder", "per-frame meshes"]),
+        ({"observation": {"folder": "scans"}}, ["observation.provider", "meshes, because observation.folder is given", "'neural'"]),
+        ({"registration": {"folder": "ed"}}, ["registration.source", "ed_folder or rig, because registration.folder is given", "'solver'"]),
+        ({"registration": {"rig_fps": 30}}, ["registration.source", "rig, because rig_fps is given"]),
+        ({"canonical": {"finest_resolution": 8}}, ["canonical.finest_resolution", "at least canonical.base_resolution=12", "8"]),
+        ({"field": {"base_resolution": 49}}, ["field.finest_resolution", "at least field.base_resolution=49"]),
+        ({"dataset": {"outside_tolerance": 2.0}}, ["dataset.outside_tolerance", "a share", "2.0"]),
+        ({"dataset": {"background": [0, 256, 0]}}, ["dataset.background", "0..255"]),
         ({"mesh": {"formats": ["abc"]}}, ["mesh.formats", "glb", "'abc'"]),
         ({"sequences": {"one": {"frames": {"count": 2}}}}, ["sequences.one", "'capture'"]),
     ],
@@ -142,3 +149,13 @@ def test_no_value_whatever_escapes_the_checks_with_another_error(value):
             schema.parse({name: value})
         except ConfigError:
             pass
+
+
+@pytest.mark.parametrize("written, meant", [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_on_and_off_are_what_they_say_though_yaml_reads_truth_values(written, meant):
+    assert schema.parse(yaml.safe_load(f"runtime: {{mixed_precision: {written}}}")).runtime.mixed_precision == meant
+
+
+def test_a_choice_without_on_and_off_takes_no_truth_value():
+    with pytest.raises(ConfigError, match="runtime.device"):
+        schema.parse({"runtime.device": True})

@@ -95,18 +95,9 @@ def test_the_numbers_of_a_window_are_complete(body):
 
 def test_a_killed_window_resumes_to_the_same_field(body, copy, monkeypatch):
     copy.paths.field(WINDOWS[0]).unlink()
-    step = WindowFit.step
-
-    def dying(self):
-        if self.done == 6:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(WindowFit, "step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with neural_fixtures.interrupted_at(monkeypatch, WindowFit, 6):
         field_stage.run(copy)
     assert not copy.paths.field(WINDOWS[0]).exists()
-    monkeypatch.setattr(WindowFit, "step", step)
     field_stage.run(copy)
     undisturbed, resumed = (checkpoint.load(paths.field(WINDOWS[0]))[0] for paths in (body.job.paths, copy.paths))
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)

@@ -14,7 +14,7 @@ from tests import parity
 
 def test_importing_the_kernels_imports_neither_triton_nor_tinycudann_nor_numba():
     program = (
-        "import sys; from instant_nk.kernels import hash_encoding, blend_skinning, ray_sampling, volume_rendering; "
+        "import sys; from instant_nk.kernels import hash_encoding, blend_skinning, field_network, ray_sampling, volume_rendering; "
         "print([m for m in ('triton', 'tinycudann', 'numba') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -30,6 +30,12 @@ def test_the_choice_is_logged_once(caplog):
 
 def test_float64_is_always_served_by_the_reference():
     assert _backend.choose("hash_encoding", torch.rand(2, dtype=torch.float64)) == "reference"
+
+
+def test_sizes_that_triton_cannot_take_are_a_reason_too():
+    with parity.backend("triton"), pytest.raises(BackendError, match="field_network: runtime.backend=triton cannot serve here: it takes 1 to 128 hidden, got 256"):
+        _backend.choose("field_network", torch.rand(2), problem="it takes 1 to 128 hidden, got 256")
+    assert _backend.choose("field_network", torch.rand(2), problem="it takes 1 to 128 hidden, got 256") == "reference"
 
 
 def test_an_unknown_backend_is_refused_with_the_choices():

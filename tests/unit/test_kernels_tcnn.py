@@ -12,6 +12,7 @@ from instant_nk.kernels import _backend, hash_encoding
 from instant_nk.kernels.hash_encoding import HashSpec, tcnn
 from instant_nk.models.encoding import HashEncoding
 from tests import fake_tinycudann, parity
+from tests.fake_tinycudann import truth
 
 
 @pytest.fixture
@@ -38,13 +39,6 @@ def points(count: int, dims: int) -> torch.Tensor:
 
 def table_of(spec: HashSpec) -> torch.Tensor:
     return torch.randn(spec.table_rows, spec.features, generator=torch.Generator().manual_seed(1))
-
-
-def truth(x: torch.Tensor, table: torch.Tensor, spec: HashSpec) -> torch.Tensor:
-    """The grid by torch alone, in double precision."""
-    config = {"type": "Hash", "interpolation": "Linear", "n_levels": spec.levels, "n_features_per_level": spec.features}
-    config |= {"log2_hashmap_size": spec.log2_table_size, "base_resolution": spec.resolutions[0][0], "per_level_scale": spec.growth}
-    return fake_tinycudann.Native(spec.dims, config, torch.float32).grid(x, table.reshape(-1))[:, : spec.width]
 
 
 @pytest.mark.parametrize("dims", [3, 4])

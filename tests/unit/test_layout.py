@@ -31,6 +31,11 @@ def test_batches_divide_the_frames(frames, size):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_a_part_without_a_frame_of_the_sequence_is_refused():
+    with pytest.raises(ConfigError, match="'000007-000009' holds no frame of the sequence, which has 2 to 6"):
+        layout.select([2, 4, 6], "000007-000009")
+
+
 def test_a_part_is_named_by_its_first_and_last_frame():
     assert layout.part_name(0, 9) == "000000-000009"
     assert layout.part_frames("000000-000009") == (0, 9)

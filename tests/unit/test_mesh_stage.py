@@ -94,7 +94,7 @@ def test_world_coordinates_are_exact_to_a_hundred_thousandth_of_the_box(body, sc
     dataset = dataclasses.replace(body.dataset, box=box, scene_from_world=spaces.similarity_from_box(box))
     world = np.random.default_rng(0).uniform(box[0], box[1], (2, 500, 3))
     scene = spaces.transform_points(dataset.scene_from_world, world).astype(np.float32)
-    back = mesh_stage.to_world(dataset, scene)
+    back = dataset.to_world(scene)
     assert back.dtype == np.float32 and back.shape == world.shape
     assert np.abs(back - world).max() < 1e-5 * (box[1] - box[0]).max()
 

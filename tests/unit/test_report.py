@@ -13,13 +13,13 @@ import pytest
 
 from instant_nk import config as configuration
 from instant_nk import entry, layout
-from instant_nk.errors import ContractError
+from instant_nk.errors import BackendError, ContractError
 from instant_nk.geometry import evaluation, spaces, surface
 from instant_nk.geometry.texture import Texture
 from instant_nk.io import artifact, dataset, graph, mesh, metrics, motion, truth
 from instant_nk.models import deformation_graph
 from instant_nk.stages import dataset as dataset_stage
-from instant_nk.stages import report, report_films, report_page, report_results
+from instant_nk.stages import report, report_films, report_page, report_results, report_views
 from instant_nk.viewer.mesh_renderer import MeshRenderer
 
 trimesh = pytest.importorskip("trimesh")
@@ -130,6 +130,24 @@ def test_the_videos_play_along_the_path(job):
         frames = iio.imread(job.paths.report / name, plugin="FFMPEG")
         assert frames.shape == (4, 48, 48, 3)
         assert (frames.min(-1) < 200).mean() > 0.02 and frames[0].std() > 5
+
+
+def test_without_films_the_report_has_everything_else_and_no_old_ones(tmp_path):
+    job = write_run(tmp_path, **{"report.films": False})
+    job.paths.report.mkdir()
+    (job.paths.report / "rgb.mp4").write_bytes(b"an earlier run's")
+    report.run(job)
+    assert not list(job.paths.report.glob("*.mp4"))
+    page = job.paths.report_page.read_text()
+    assert "<video" not in page and "<canvas" in page
+    assert metrics.load(job.paths.metrics)["summary"]["test_psnr_db"] > 10
+
+
+def test_films_want_ffmpeg_before_the_first_stage(monkeypatch):
+    monkeypatch.setattr(configuration.importlib.util, "find_spec", lambda name: None if name == "imageio_ffmpeg" else object())
+    with pytest.raises(BackendError, match=r"report.films: true needs the package imageio-ffmpeg.*set report.films: false"):
+        configuration.check_packages(configuration.parse({}))
+    configuration.check_packages(configuration.parse({"report.films": False}))
 
 
 def test_the_turntable_shows_the_mesh_in_colour_and_bare(job):
@@ -318,7 +336,7 @@ def test_a_held_out_camera_without_picture_is_rendered_and_not_scored(tmp_path):
     one = dataclasses.replace(results, animation=report_page.thinned(results.animation, 4))
     one.animation.frames[:] = 1
     drawn = MeshRenderer(one.animation)
-    assert report.render_heldout(job.paths.report, one, drawn, drawn) == [{"frame": 1, "camera": "../../side/cam_000.png"}]
+    assert report_views.render_heldout(job.paths.report, one.dataset, [1], drawn, drawn) == [{"frame": 1, "camera": "../../side/cam_000.png"}]
     assert (job.paths.report / "renders" / "1" / "side" / "cam_000.png").is_file()  # below the report, whatever the camera is called
 
 

@@ -100,6 +100,11 @@ def test_near_is_darker_than_far():
     assert pictures.depth_range(layers() | {"alpha": np.zeros((6, 8))}) is None
 
 
+def test_unknown_depth_draws_nothing_where_something_is_half_seen():
+    picture = pictures.depth_picture({"depth": np.array([[2.0, 0.0]]), "alpha": np.array([[1.0, 0.4]])}, 1.0, 3.0)
+    assert (picture[0, 1] == 255).all() and (picture[0, 0] < 255).any()
+
+
 def test_crops_are_square_around_the_subject_and_stay_inside():
     rows, columns = pictures.crop_box(layers(40, 40)["alpha"] > 0)
     assert rows.stop - rows.start == columns.stop - columns.start

@@ -60,10 +60,8 @@ def test_the_texture_s_coordinates_survive_packing(animation, make_texture):
     shown = positions(meta, pieces["positions"])[0][source]
     expected = np.concatenate([animation.vertices[0][texture.vertex_of], texture.uv], 1)[texture.faces].reshape(len(texture.faces), -1)
     found = np.concatenate([shown, uv], 1)[uv_faces]
-    for k in range(3):  # a triangle may start at another corner
-        turned = np.roll(found, k, axis=1).reshape(len(uv_faces), -1)
-        distance = np.abs(expected[:, None] - turned[None]).max(-1).min(1)
-        best = distance if k == 0 else np.minimum(best, distance)
+    turned = [np.roll(found, k, axis=1).reshape(len(uv_faces), -1) for k in range(3)]  # a triangle may start at another corner
+    best = np.min([np.abs(expected[:, None] - t[None]).max(-1).min(1) for t in turned], 0)
     assert best.max() < 1e-4
     assert "data:image/jpeg;base64," in player_html(animation, fps=10, texture=texture)
 

@@ -10,7 +10,7 @@ rule graph_sequence:
     input:
         manifest=AT.manifest,
         mesh=AT.canonical_mesh,
-        motion=given_motion,
+        nodes=given_nodes,
     output:
         AT.graph,
     log:

@@ -89,3 +89,6 @@ rule mesh_join:
 use rule mesh_join as mesh_surfaces with:  # in modes of field.dyna_mode that do not track: a surface per frame and no animation
     output:
         AT.surfaces,
+    resources:  # nothing is baked, and one window is held at a time
+        mem_mb=memory_mb(3000),
+        runtime=minutes(30, per_frame=0.1),

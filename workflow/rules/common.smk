@@ -55,7 +55,7 @@ wildcard_constraints:
     window=r"\d+-\d+",
     batch=r"\d+-\d+",
     span=r"\d+-\d+",
-    digest=r"[0-9a-f]+",
+    digest="|".join(SYNTHETIC) or "none",  # one that an earlier run wrote is a capture like any other
 
 
 def config_of(wildcards):
@@ -77,11 +77,12 @@ def command(stage):
 
 def say_what_failed():
     """Repeat, after all of Snakemake's own lines, the error each failed job ended with."""
-    for path in sorted(Path(RESULTS).glob("*/logs/*.log")) + sorted(Path(RESULTS).glob("logs/*.log")):
-        if path.stat().st_mtime >= STARTED:
-            lines = path.read_text(errors="replace").splitlines()
-            if lines and lines[-1].startswith("error: "):
-                logger.error(f"{path}: {lines[-1]}")
+    for folder in [Path(RESULTS) / "logs", *(layout.paths_of(settings).logs for settings in SEQUENCES.values())]:
+        for path in sorted(folder.glob("*.log")):
+            if path.stat().st_mtime >= STARTED:
+                lines = path.read_text(errors="replace").splitlines()
+                if lines and lines[-1].startswith("error: "):
+                    logger.error(f"{path}: {lines[-1]}")
 
 
 def take_results():
@@ -178,6 +179,12 @@ def given_motion(wildcards):
     files = files_of(existing(settings.folder, "registration.folder")) if settings.source != "solver" else []
     extra = {"registration.rig_poses": settings.rig_poses, "registration.rig_transform": settings.rig_transform}
     return files + [existing(path, key) for key, path in extra.items() if path]
+
+
+def given_nodes(wildcards):
+    """Input function: the nodes of an external tracker, if its motion is used; the graph stands on them and reads nothing else of it."""
+    tracked = config_of(wildcards).registration.source == "ed_folder"
+    return [path for path in given_motion(wildcards) if path.name == "node.txt"] if tracked else []
 
 
 # What a job needs, from the capture's size. A retry gets as much memory and time again as the first attempt had.

@@ -20,6 +20,9 @@ from instant_nk.io.export.common import check_animation, check_fps
 from instant_nk.io.export.obj import material_text, obj_text, write_text
 from instant_nk.io.mesh import Animation
 
+MAGIC = b"POINTCACHE2"
+HEADER = struct.Struct("<12siiffi")  # magic, version, points, first frame, frames per sample, samples
+
 
 def export_pc2(animation: Animation, path: Path | str, fps: float, texture: Texture | None = None) -> None:
     """Write the cache and, beside it, the mesh it deforms: the first frame as `.obj` (with `.mtl` and `.png` when textured).
@@ -45,5 +48,5 @@ def export_pc2(animation: Animation, path: Path | str, fps: float, texture: Text
             write_text(stack.enter_context(artifact.atomic(path.with_suffix(".mtl"))), material_text(f"{path.stem}.png"))
         write_text(stack.enter_context(artifact.atomic(path.with_suffix(".obj"))), obj_text(animation, 0, texture, f"{path.stem}.mtl", told))
         with open(stack.enter_context(artifact.atomic(path)), "wb") as handle:
-            handle.write(struct.pack("<12siiffi", b"POINTCACHE2", 1, v, float(animation.frames[0]), step, n))
+            handle.write(HEADER.pack(MAGIC, 1, v, float(animation.frames[0]), step, n))
             handle.write(np.ascontiguousarray(animation.vertices, "<f4"))

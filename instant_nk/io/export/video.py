@@ -6,8 +6,8 @@ import io
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
@@ -31,6 +31,8 @@ def write_video(path: Path | str, frames: Iterable[np.ndarray], fps: float, qual
     Raises:
         ContractError: no frames, a frame of another size or type, or the disk is full.
     """
+    import imageio_ffmpeg  # here, so that pictures need no ffmpeg
+
     path = Path(path)
     check_fps(fps)
     frames = iter(frames)
@@ -49,13 +51,13 @@ def write_video(path: Path | str, frames: Iterable[np.ndarray], fps: float, qual
                 writer.send(np.ascontiguousarray(_even(frame)))
         finally:
             writer.close()
-        _check_whole(aside, written)
+        _check_whole(imageio_ffmpeg, aside, written)
 
 
-def _check_whole(path: Path, frames: int) -> None:
+def _check_whole(ffmpeg: ModuleType, path: Path, frames: int) -> None:
     """The writer hides ffmpeg's exit code: a full disk at the last block shows only in the file."""
     try:
-        readable = imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+        readable = ffmpeg.count_frames_and_secs(str(path))[0]
     except (RuntimeError, OSError):
         readable = 0
     if readable != frames:

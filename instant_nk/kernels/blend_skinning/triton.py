@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
+from instant_nk.kernels._triton_memory import load_pair, vector_atomics
 from instant_nk.kernels.blend_skinning.reference import LEAST_DETERMINANT, LEAST_STEP
 
 POINTS = 128  # per program
@@ -25,24 +26,17 @@ HALVED = tl.constexpr(LEAST_STEP)
 
 
 @triton.jit
-def _load_pair(base, index, live):
-    """Two consecutive floats in one access; `index` is even."""
-    bits = tl.load((base + index).to(tl.pointer_type(tl.int64)), mask=live, other=0)
-    return bits.to(tl.int32).to(tl.float32, bitcast=True), (bits >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _load_node(nodes, row, live):
     """R (9), g + t (3), g (3), 1 / r^2 of one row."""
     at = row * 16
-    a, b = _load_pair(nodes, at, live)
-    c, d = _load_pair(nodes, at + 2, live)
-    e, f = _load_pair(nodes, at + 4, live)
-    g, h = _load_pair(nodes, at + 6, live)
-    i, j = _load_pair(nodes, at + 8, live)
-    k, m = _load_pair(nodes, at + 10, live)
-    n, o = _load_pair(nodes, at + 12, live)
-    p, q = _load_pair(nodes, at + 14, live)
+    a, b = load_pair(nodes, at, live)
+    c, d = load_pair(nodes, at + 2, live)
+    e, f = load_pair(nodes, at + 4, live)
+    g, h = load_pair(nodes, at + 6, live)
+    i, j = load_pair(nodes, at + 8, live)
+    k, m = load_pair(nodes, at + 10, live)
+    n, o = load_pair(nodes, at + 12, live)
+    p, q = load_pair(nodes, at + 14, live)
     return a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q
 
 
@@ -67,8 +61,8 @@ def _evaluate(x0, x1, x2, anchors, first, base, nodes, live, KNN: tl.constexpr):
     j00, j01, j02, j10, j11, j12, j20, j21, j22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     for k in range(KNN):
         row = base + tl.load(anchors + first + k, mask=live, other=0)
-        p0, p1 = _load_pair(nodes, row * 16 + 12, live)
-        p2, reach = _load_pair(nodes, row * 16 + 14, live)
+        p0, p1 = load_pair(nodes, row * 16 + 12, live)
+        p2, reach = load_pair(nodes, row * 16 + 14, live)
         squared = (x0 - p0) * (x0 - p0) + (x1 - p1) * (x1 - p1) + (x2 - p2) * (x2 - p2)
         nearest = tl.where(squared < least, k, nearest)
         least = tl.minimum(least, squared)
@@ -335,12 +329,11 @@ def blend_grad(
     if len(points):
         packed = _packed(nodes, radii, rotations, translations)
         given, grad_jacobian = (None if t is None else t.contiguous() for t in (weights, grad_jacobian))
-        vector = points.is_cuda and torch.cuda.get_device_capability(points.device) >= (9, 0)
         with _backend.on(points):
             _grad_kernel[grid](
                 points.contiguous(), anchors.contiguous(), given, packed, frames.contiguous(), grad_live.contiguous(), grad_jacobian,
                 to_points, to_weights, to_motion, len(points), len(nodes), copies,
-                KNN=anchors.shape[1], GIVEN=weights is not None, JACOBIAN=grad_jacobian is not None, MOTION=motion, VECTOR=vector, **constants,
+                KNN=anchors.shape[1], GIVEN=weights is not None, JACOBIAN=grad_jacobian is not None, MOTION=motion, VECTOR=vector_atomics(points.device), **constants,
             )  # fmt: skip
     if not motion:
         return to_points, to_weights, None, None

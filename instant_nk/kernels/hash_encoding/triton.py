@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
+from instant_nk.kernels._triton_memory import load_pair, vector_atomics
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
 POINTS = 64  # per program
@@ -28,20 +29,6 @@ PAIRS = 4  # pairs of channels per program: a sector of the output
 COPIED_ROWS = 1 << 18  # a coarse level is copied up to this many rows when gradients are added to it,
 COPIES = 16  # and at most so many times,
 COPY_FROM = 4096  # where there are points enough to collide
-
-
-@triton.jit
-def _load_pair(base, index, live):
-    """Two consecutive values, the first at an even index, in one access; as float32."""
-    if base.dtype.element_ty == tl.float32:
-        bits = tl.load((base + index).to(tl.pointer_type(tl.int64)), mask=live, other=0)
-        first = bits.to(tl.int32).to(tl.float32, bitcast=True)
-        second = (bits >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    else:
-        bits = tl.load((base + index).to(tl.pointer_type(tl.int32)), mask=live, other=0)
-        first = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        second = (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return first, second
 
 
 @triton.jit
@@ -118,6 +105,19 @@ def _cell(position, axis, entry, DIMS: tl.constexpr):
 
 
 @triton.jit
+def _cells(p0, p1, p2, p3, entry, DIMS: tl.constexpr):
+    """First row of the level and whether it is dense; `_cell` of every axis, the fourth repeats the third in 3-D."""
+    offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
+    k0, m0, f0, c0 = _cell(p0, 0, entry, DIMS)
+    k1, m1, f1, c1 = _cell(p1, 1, entry, DIMS)
+    k2, m2, f2, c2 = _cell(p2, 2, entry, DIMS)
+    k3, m3, f3, c3 = k2, m2, f2, c2
+    if DIMS == 4:
+        k3, m3, f3, c3 = _cell(p3, 3, entry, DIMS)
+    return offset, dense, k0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3
+
+
+@triton.jit
 def _join(dense, a, b):
     """Two axes' parts of a row: a sum where every corner is stored, an xor where they are hashed."""
     return tl.where(dense, a + b, a ^ b)
@@ -140,7 +140,6 @@ def _gather(
     p3,
     table,
     layout,
-    n,
     side,
     live,
     pair,
@@ -154,13 +153,7 @@ def _gather(
     """This lane's share of one pair of channels and, with SLOPES, of its derivatives along each axis."""
     live = _among(live, side, pair, open_pairs)
     entry, channel = _level(layout, pair, F, LEVELS, DIMS)
-    offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
-    k0, m0, f0, c0 = _cell(p0, 0, entry, DIMS)
-    k1, m1, f1, c1 = _cell(p1, 1, entry, DIMS)
-    k2, m2, f2, c2 = _cell(p2, 2, entry, DIMS)
-    k3, m3, f3, c3 = k2, m2, f2, c2
-    if DIMS == 4:
-        k3, m3, f3, c3 = _cell(p3, 3, entry, DIMS)
+    offset, dense, k0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(p0, p1, p2, p3, entry, DIMS)
     k0 += side.to(tl.uint32)
     zero = f0 * 0.0
     ua, ub, ua1, ub1, ua2, ub2, ua3, ub3 = zero, zero, zero, zero, zero, zero, zero, zero
@@ -170,7 +163,7 @@ def _gather(
         if DIMS == 4:
             row = _join(dense, row, k3 + m3 * (corner >> 2))
             w3 = _side(corner >> 2, f3)
-        va, vb = _load_pair(table, ((row & MASK).to(tl.int32) + offset) * F + channel, live)
+        va, vb = load_pair(table, ((row & MASK).to(tl.int32) + offset) * F + channel, live)
         w23 = w2 * w3
         w = w1 * w23
         ua += w * va
@@ -213,10 +206,10 @@ def _forward_kernel(
     pair = tl.program_id(1) * 4
     p0, p1, p2, p3 = _position(x, n, live, DIMS)
     SLOPES: tl.constexpr = JACOBIAN or ALONG
-    a, b, pa0, pb0, pa1, pb1, pa2, pb2, pa3, pb3 = _gather(p0, p1, p2, p3, table, layout, n, side, live, pair, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
-    c, d, qa0, qb0, qa1, qb1, qa2, qb2, qa3, qb3 = _gather(p0, p1, p2, p3, table, layout, n, side, live, pair + 1, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
-    e, f, ra0, rb0, ra1, rb1, ra2, rb2, ra3, rb3 = _gather(p0, p1, p2, p3, table, layout, n, side, live, pair + 2, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
-    g, h, sa0, sb0, sa1, sb1, sa2, sb2, sa3, sb3 = _gather(p0, p1, p2, p3, table, layout, n, side, live, pair + 3, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    a, b, pa0, pb0, pa1, pb1, pa2, pb2, pa3, pb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    c, d, qa0, qb0, qa1, qb1, qa2, qb2, qa3, qb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 1, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    e, f, ra0, rb0, ra1, rb1, ra2, rb2, ra3, rb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 2, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    g, h, sa0, sb0, sa1, sb1, sa2, sb2, sa3, sb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 3, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
     if ALONG:
         d0, d1, d2, d3 = _position(direction, n, live, DIMS)
         a, b = _along(d0, d1, d2, d3, pa0, pb0, pa1, pb1, pa2, pb2, pa3, pb3, DIMS)
@@ -237,7 +230,7 @@ def _forward_kernel(
 def _cotangents(direction, grad_jacobian, n, live, column, ga, gb, axis, MODE: tl.constexpr, WIDTH: tl.constexpr, DIMS: tl.constexpr):
     """Cotangent of a pair of channels' derivative along one axis: given, or the features' cotangent times a direction."""
     if MODE == "given":
-        a, b = _load_pair(grad_jacobian, n * (DIMS * WIDTH) + axis * WIDTH + column, live)
+        a, b = load_pair(grad_jacobian, n * (DIMS * WIDTH) + axis * WIDTH + column, live)
     else:
         d = tl.load(direction + n * DIMS + axis, mask=live, other=0.0)
         a, b = d * ga, d * gb
@@ -254,13 +247,7 @@ def _scatter(
     live = _among(live, side, pair, open_pairs)
     WIDTH: tl.constexpr = LEVELS * F
     entry, channel = _level(layout, pair, F, LEVELS, DIMS)
-    offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
-    k0, m0, f0, c0 = _cell(p0, 0, entry, DIMS)
-    k1, m1, f1, c1 = _cell(p1, 1, entry, DIMS)
-    k2, m2, f2, c2 = _cell(p2, 2, entry, DIMS)
-    k3, m3, f3, c3 = k2, m2, f2, c2
-    if DIMS == 4:
-        k3, m3, f3, c3 = _cell(p3, 3, entry, DIMS)
+    offset, dense, k0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(p0, p1, p2, p3, entry, DIMS)
     k0 += side.to(tl.uint32)
     w0, s0, zero = tl.where(side == 0, 1.0 - f0, f0), tl.where(side == 0, -c0, c0), f0 * 0.0
     if TO_TABLE:  # where this point's additions go: the level itself, or one of its copies
@@ -302,7 +289,7 @@ def _scatter(
         if TO_TABLE:
             _add_pair(grad_table, (row + target) * F + channel, w0 * ha + w * sa, w0 * hb + w * sb, live, VECTOR)
         if TO_X:
-            va, vb = _load_pair(table, (row + offset) * F + channel, live)
+            va, vb = load_pair(table, (row + offset) * F + channel, live)
             u0 += va * ha + vb * hb
             r = va * ca + vb * cb
             u1 += e1 * r
@@ -347,10 +334,10 @@ def _backward_kernel(
     a, b, c, d, e, f, g, h = zero, zero, zero, zero, zero, zero, zero, zero
     if FEATURES or JACOBIAN == "along":  # the whole sector at once
         at = n * WIDTH + pair * 2
-        a, b = _load_pair(grad_features, at, _among(live, side, pair, open_pairs))
-        c, d = _load_pair(grad_features, at + 2, _among(live, side, pair + 1, open_pairs))
-        e, f = _load_pair(grad_features, at + 4, _among(live, side, pair + 2, open_pairs))
-        g, h = _load_pair(grad_features, at + 6, _among(live, side, pair + 3, open_pairs))
+        a, b = load_pair(grad_features, at, _among(live, side, pair, open_pairs))
+        c, d = load_pair(grad_features, at + 2, _among(live, side, pair + 1, open_pairs))
+        e, f = load_pair(grad_features, at + 4, _among(live, side, pair + 2, open_pairs))
+        g, h = load_pair(grad_features, at + 6, _among(live, side, pair + 3, open_pairs))
     x0, x1, x2, x3 = zero, zero, zero, zero
     p0, p1, p2, p3 = _position(x, n, live, DIMS)
     x0, x1, x2, x3 = _scatter(
@@ -410,11 +397,6 @@ def _constants(spec: HashSpec, points: int = POINTS) -> dict[str, int]:
 
 def _grid(count: int, spec: HashSpec, points: int = POINTS) -> tuple[int, int]:
     return triton.cdiv(count, points), triton.cdiv(spec.width // 2, PAIRS)
-
-
-@cache
-def _vector_atomics(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -487,7 +469,7 @@ def backward(
             _backward_kernel[grid](
                 x, table, layout, direction, grad_features, grad_jacobian, sums, partial, len(x), open_levels * spec.features // 2,
                 FEATURES=grad_features is not None and direction is None, JACOBIAN=mode, TO_TABLE=to_table, TO_X=to_x,
-                VECTOR=_vector_atomics(x.device), **_constants(spec, points),
+                VECTOR=vector_atomics(x.device), **_constants(spec, points),
             )  # fmt: skip
     for level, start in apart:
         own = slice(spec.offsets[level], spec.offsets[level] + spec.level_rows[level])

@@ -1,0 +1,29 @@
+"""Access to memory that the Triton kernels share."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_pair(base, index, live):
+    """Two consecutive values, the first at an even index, in one access; as float32."""
+    if base.dtype.element_ty == tl.float32:
+        bits = tl.load((base + index).to(tl.pointer_type(tl.int64)), mask=live, other=0)
+        first = bits.to(tl.int32).to(tl.float32, bitcast=True)
+        second = (bits >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    else:
+        bits = tl.load((base + index).to(tl.pointer_type(tl.int32)), mask=live, other=0)
+        first = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        second = (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return first, second
+
+
+@cache
+def vector_atomics(device: torch.device) -> bool:
+    """Whether one instruction adds several floats: sm_90."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
