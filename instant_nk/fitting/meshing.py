@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from instant_nk.errors import NumericalError
+from instant_nk.geometry import surface
 from instant_nk.models.occupancy import dilate
 
 CORNER_MARGIN = 0.02  # of a cell: how near the surface comes to a grid's corner
@@ -28,32 +29,32 @@ def sample_sdf(sdf: Callable[[Tensor], Tensor], occupied: Tensor, resolution: in
     near = dilate(occupied, 1)
     axis = torch.linspace(-1, 1, resolution + 1, device=device)
     cell = (((axis + 1) / 2) * near.shape[0]).long().clamp(0, near.shape[0] - 1)
-    rows = near[cell][:, cell][:, :, cell].reshape(-1).nonzero()[:, 0]
     n = resolution + 1
-    values = np.full(n**3, np.nan, np.float32)
+    values = _far_signs(sdf, near)[cell][:, cell][:, :, cell].reshape(-1)
+    rows = near[cell][:, cell][:, :, cell].reshape(-1).nonzero()[:, 0]
     for part in rows.split(chunk):
-        points = torch.stack([axis[part // (n * n)], axis[part // n % n], axis[part % n]], -1)
-        values[part.cpu().numpy()] = sdf(points).float().cpu().numpy()
-    return _fill_sign(values.reshape(n, n, n))
+        values[part] = sdf(torch.stack([axis[part // (n * n)], axis[part // n % n], axis[part % n]], -1)).float()
+    return values.reshape(n, n, n).cpu().numpy()
 
 
-def _fill_sign(values: np.ndarray) -> np.ndarray:
-    """NaN regions filled with +1 or -1 as their neighbours along the border of the known band are."""
+def _far_signs(sdf: Callable[[Tensor], Tensor], near: Tensor) -> Tensor:
+    """+1 or -1 in every cell, f32 [G, G, G]: in each region of cells that are not near, the sign that prevails in the near cells around it."""
     from scipy.ndimage import label
 
-    unknown = np.isnan(values)
-    regions, count = label(unknown)
-    known = np.where(unknown, 0, values)
-    signs = np.zeros(count + 1)
+    regions, count = label(~near.cpu().numpy())
+    border = (near & dilate(~near, 1)).nonzero()
+    sign = torch.zeros(near.shape, device=near.device)
+    for part in border.split(1 << 17):
+        sign[tuple(part.T)] = sdf((part + 0.5) * (2 / near.shape[0]) - 1).sign().float()
+    known, votes = sign.cpu().numpy(), np.zeros(count + 1)
     for axis in range(3):
-        for a, b in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
-            here = tuple(a if d == axis else slice(None) for d in range(3))
-            there = tuple(b if d == axis else slice(None) for d in range(3))
-            touching = unknown[here] & ~unknown[there]
-            signs += np.bincount(regions[here][touching], weights=np.sign(known[there][touching]), minlength=count + 1)
-    fill = np.where(signs < 0, -1.0, 1.0).astype(np.float32)
+        low, high = (tuple(part if d == axis else slice(None) for d in range(3)) for part in (slice(None, -1), slice(1, None)))
+        for here, there in ((low, high), (high, low)):
+            touching = (regions[here] > 0) & (known[there] != 0)
+            votes += np.bincount(regions[here][touching], weights=known[there][touching], minlength=count + 1)
+    fill = np.where(votes < 0, -1.0, 1.0).astype(np.float32)
     fill[regions[0, 0, 0]] = 1.0  # the corner of the box is outside
-    return np.where(unknown, fill[regions], values)
+    return torch.from_numpy(fill[regions]).to(near.device)
 
 
 def isosurface(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,15 +77,11 @@ def isosurface(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def keep_components(vertices: np.ndarray, faces: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Connected components of at least `share` of the largest one's area, unused vertices dropped."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
-    count, labels = connected_components(coo_matrix((np.ones(len(edges), np.int8), edges.T), shape=(len(vertices),) * 2), directed=False)
+    part = surface.components(len(vertices), faces)[faces[:, 0]]
     corner = vertices[faces]
     area = 0.5 * np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
-    sizes = np.bincount(labels[faces[:, 0]], weights=area, minlength=count)
-    faces = faces[(sizes >= share * sizes.max())[labels[faces[:, 0]]]]
+    sizes = np.bincount(part, weights=area)
+    faces = faces[(sizes >= share * sizes.max())[part]]
     used, flat = np.unique(faces, return_inverse=True)
     return vertices[used], flat.reshape(-1, 3).astype(np.int32)
 

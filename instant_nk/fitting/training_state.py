@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from instant_nk.errors import ContractError
+from instant_nk.fitting.adam import Adam
 from instant_nk.io import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 def save(
     path: Path,
     modules: nn.ModuleDict,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     generator: torch.Generator,
     counters: dict[str, Any],
     header: dict[str, Any],
@@ -28,13 +29,13 @@ def save(
     state = {f"model/{k}": v for k, v in modules.state_dict().items()}
     state |= {f"extra/{k}": v for k, v in extra.items()}
     state["generator"] = generator.get_state()
-    for index, values in optimizer.state_dict()["state"].items():
+    for index, values in optimizer.state.items():
         state |= {f"adam/{index}/{name}": value for name, value in values.items()}
     checkpoint.save(path, state, header, counters)
 
 
 def restore(
-    path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, generator: torch.Generator, header: dict[str, Any]
+    path: Path, modules: nn.ModuleDict, optimizer: Adam, generator: torch.Generator, header: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Continue from `save`'s file; None where there is none, or it belongs to other inputs or another configuration (said in the log).
 
@@ -59,6 +60,6 @@ def restore(
         if name.startswith("adam/"):
             _, index, entry = name.split("/")
             moments.setdefault(int(index), {})[entry] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.state = moments
     logger.info("resuming from %s at step %s", path, counters.get("step"))
     return counters, {k.removeprefix("extra/"): v for k, v in state.items() if k.startswith("extra/")}

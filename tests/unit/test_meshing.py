@@ -46,14 +46,13 @@ def test_a_hollow_inside_is_filled_as_outside():
 
 
 def test_signs_come_from_the_border_of_each_unknown_region():
-    values = np.full((9, 9, 9), np.nan, np.float32)
-    values[2:7, 2:7, 2:7] = -0.1  # the inner side of a band
-    values[3:6, 3:6, 3:6] = np.nan  # inside
-    values[1, 1:8, 1:8] = values[7, 1:8, 1:8] = values[1:8, 1, 1:8] = values[1:8, 7, 1:8] = values[1:8, 1:8, 1] = values[1:8, 1:8, 7] = 0.1
-    filled = meshing._fill_sign(values)
-    assert (filled[3:6, 3:6, 3:6] == -1).all()
-    assert filled[0, 0, 0] == filled[8, 8, 8] == filled[0, 4, 4] == 1
-    assert (filled[2, 2:7, 2:7] == np.float32(-0.1)).all()
+    near = torch.zeros(9, 9, 9, dtype=torch.bool)
+    near[1:8, 1:8, 1:8] = True
+    near[3:6, 3:6, 3:6] = False  # inside of a band around a cube
+    signs = meshing._far_signs(lambda x: x.abs().amax(1) - 0.5, near)
+    assert (signs[3:6, 3:6, 3:6] == -1).all()
+    assert signs[0, 0, 0] == signs[8, 8, 8] == signs[0, 4, 4] == 1
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
 
 
 def test_nothing_occupied_is_all_outside_and_has_no_surface():

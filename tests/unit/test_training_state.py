@@ -199,7 +199,7 @@ def test_moments_counters_and_extra_tensors_come_back(made, tmp_path):
     assert torch.equal(extra["occupied"], fit.occupied) and extra["occupied"].dtype == torch.bool
     assert same(state, state_of(fresh.modules))
     assert torch.equal(fresh.generator.get_state(), fit.generator.get_state())
-    mine, theirs = fit.optimizer.state_dict()["state"], fresh.optimizer.state_dict()["state"]
+    mine, theirs = fit.optimizer.state, fresh.optimizer.state
     assert mine.keys() == theirs.keys() and all(same(mine[i], theirs[i]) for i in mine)
 
 

@@ -35,7 +35,7 @@ def test_the_full_chain_teaches_everything_that_training_learns(fit):
     s = window_step.gather_samples(fit, 500)
     with torch.no_grad():
         fit.field.residual.mlp.last.weight.normal_(0, 0.01)  # at zero nothing behind it learns
-    fit.optimizer.zero_grad(set_to_none=True)
+    fit.optimizer.clear()
     window_step.teach(fit, s)
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.any()) for p in fit.trained)
 
