@@ -41,7 +41,7 @@ from instant_nk.models.colour_field import ColourField
 from instant_nk.models.occupancy import cell_centres
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
 from instant_nk.models.residual_field import ResidualField
-from instant_nk.models.sdf_field import SdfField
+from instant_nk.models.sdf_field import SdfField, hull_distance
 from instant_nk.models.warp import NodeMotion, Skeleton, to_canonical
 from instant_nk.models.window_field import WindowField, _push_gradient
 
@@ -111,7 +111,7 @@ def make_field(sizes: Sizes, device: str) -> tuple[WindowField, int]:
     )  # fmt: skip
     spec = HashSpec.geometric(c.levels, c.features, c.log2_table_size, c.base_resolution, c.finest_resolution)
     sdf = SdfField(spec, c.hidden, 64)
-    sdf.set_hull((capsule(cell_centres(64)) < 0).reshape(64, 64, 64).numpy())
+    sdf.start_from(hull_distance((capsule(cell_centres(64)) < 0).reshape(64, 64, 64).numpy()))
     sdf, colour = sdf.to(device), ColourField(spec.width, c.hidden).to(device)
     residual = ResidualField(window_files.residual_spec(f, f.window_frames), window_files.RESIDUAL_HIDDEN, f.residual_bound * graph.spacing).to(device)
     resolution = c.occupancy_resolution
@@ -157,7 +157,7 @@ class Samples:
     wanted: Batch
 
 
-def find_samples(fit: WindowFit, rays: int) -> tuple[Batch, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def find_samples(fit: WindowFit, rays: int) -> tuple[Batch, Tensor, Tensor, Tensor, Tensor, int]:
     """March and drop, as the trainer does: batch, kept rows' rays, starts, ends, seed vertices, and how many were marched."""
     batch = fit.source.sample(rays, fit.generator)
     jitter = torch.rand(rays, generator=fit.generator, device=fit.device)
@@ -165,7 +165,7 @@ def find_samples(fit: WindowFit, rays: int) -> tuple[Batch, Tensor, Tensor, Tens
     points = batch.origins[ray] + batch.directions[ray] * ((start + end) * 0.5)[:, None]
     sdf, vertex = fit.field.quick_sdf(fit.space, points, batch.frame[ray])
     keep = visible_samples(sdf, ray, rays, fit.field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]
-    return batch, ray[keep], start[keep], end[keep], vertex[keep], torch.tensor(len(ray))
+    return batch, ray[keep], start[keep], end[keep], vertex[keep], len(ray)
 
 
 def gather_samples(fit: WindowFit, count: int) -> Samples:
@@ -297,7 +297,7 @@ def measure_step(table: Table, sizes: Sizes, device: str, log2: int, mixed: bool
     with mixed_precision(fit.modules, mixed):
         for _ in range(12):  # until the rays march as many samples as are wanted
             fit.step()
-        marched, kept = (int(n) for n in (lambda found: (found[5], len(found[1])))(find_samples(fit, fit.rays)))
+        _, kept, *_, marched = find_samples(fit, fit.rays)
         fit.followed = fit.done = 1  # the live grid is laid anew every FOLLOW_EVERY steps, which is not timed here
         whole = table.add("window step: as trained", "auto", shape, "float32", marched, fit.step)
         finding = table.add("window step: march and drop", "auto", shape, "float32", marched, lambda: find_samples(fit, fit.rays))
@@ -312,7 +312,7 @@ def measure_step(table: Table, sizes: Sizes, device: str, log2: int, mixed: bool
         teach(fit, s)
         optimiser = table.add("window step: optimiser", "auto", shape, "float32", len(s.points), fit.optimizer.step)
     learned = sum(parameter.numel() for parameter in fit.trained)
-    print(f"\nas trained: {marched} samples marched on {fit.rays} rays, {kept} kept: {whole:.3f} ms, of which march and drop {finding:.3f} ms")
+    print(f"\nas trained: {marched} samples marched on {fit.rays} rays, {len(kept)} kept: {whole:.3f} ms, of which march and drop {finding:.3f} ms")
     print(f"full chain on {len(s.points)} samples of {s.rays} rays: {chain:.3f} ms (target on an H200 at 2^20: 25 ms)\n")
     print(f"{'part':26s} {'fwd ms':>9s} {'floor':>8s} {'fwd+bwd':>9s} {'floor':>8s}")
     for name, forward, both, low, low_both in rows:

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from instant_nk.kernels import _backend, blend_skinning, hash_encoding, ray_sampling, volume_rendering
+from instant_nk.kernels import _backend, blend_skinning, field_network, hash_encoding, ray_sampling, volume_rendering
 from tests import tolerances
 
 
@@ -225,4 +225,21 @@ def hash_encoding_cases(points: int, dims: int, features: int = 2, open_levels: 
         "encode_table_only": Case(encode, inputs, ("table",), others, tolerances.HASH),
         "encode_twice": Case(encode, inputs | mask, wrt, others, tolerances.HASH, second_order=True),
         "encode_with_jacobian": Case(both, inputs | mask, wrt, others, tolerances.HASH),
+    }
+
+
+def field_network_cases(samples: int, points: int = 3, features: int = 32, hidden: int = 64, outputs: int = 1) -> dict[str, Case]:
+    """All gradients; those of a network that is frozen; those of its weights alone."""
+    generator = torch.Generator().manual_seed(samples)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    free = {"x": normal(samples, points), "features": 0.3 * normal(samples, features), "jacobian": normal(samples, 3, features)}
+    first = {"first_weight": 0.3 * normal(hidden, points + features), "first_bias": 0.1 * normal(hidden)}
+    last = {"last_weight": 0.3 * normal(outputs, hidden), "last_bias": normal(outputs)}
+    weights = first | last
+    return {
+        f"{name} of {outputs} outputs": Case(field_network.network, free | weights, tuple(wrt))
+        for name, wrt in {"network": free | weights, "frozen network": free, "network of fixed samples": weights, "features alone": ["features"]}.items()
     }

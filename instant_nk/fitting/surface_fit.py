@@ -14,13 +14,14 @@ from instant_nk.fitting.monitor import middle_view, side_by_side
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.replay import Samples
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.live_field import LiveColours, LiveGrid
 from instant_nk.models.occupancy import dilate, near_surface
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
-from instant_nk.models.sdf_field import SdfField, Sharpness
+from instant_nk.models.sdf_field import SdfField, Sharpness, hull_distance
 
 STEP_CELLS = 0.4  # sample spacing in occupancy cells
 GRID_EVERY = 40  # steps between updates of the occupancy grid
@@ -202,6 +203,7 @@ class SurfaceFit(NeusFit):
     Args:
         source: pixels of the frame.
         hull: its visual hull, bool [R, R, R] over [-1, 1]^3.
+        distance: `hull_distance` of the hull, where it is known already.
         given: a surface that is known already; then only colour and the SDF around it are learned.
         how: see `Trainer`.
     """
@@ -216,14 +218,18 @@ class SurfaceFit(NeusFit):
         title: str,
         given: GivenSurface | None = None,
         how: How = PLAIN,
+        distance: np.ndarray | None = None,
     ):
         torch.manual_seed(seed)
         self.given = given
         sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
-        sdf.set_hull(hull)
+        sdf.start_from(hull_distance(hull) if distance is None else distance)
         if given is not None:
             how = replace(how, recorded=False)  # each step draws points of the given surface
         super().__init__(config, source, sdf, config.spec.width, candidates_of(hull, config.occupancy_resolution, device), device, seed, title, how)
+
+    def rehearsals(self) -> list[Call]:
+        return self.sdf.rehearsals(to_table=True, to_x=False)
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         return self.sdf(points)

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from instant_nk.errors import NumericalError
 from instant_nk.fitting import schedules, training_state
+from instant_nk.fitting.adam import Adam
 from instant_nk.fitting.monitor import Monitor
 from instant_nk.fitting.replay import Eager, Replay, Samples
 from instant_nk.kernels import _backend
+from instant_nk.kernels.ahead import Call, compile_side_by_side
 from instant_nk.layout import Job
 from instant_nk.log import Progress
 from instant_nk.models.mlp import set_mixed
@@ -82,7 +84,7 @@ class Trainer:
         self, title: str, steps: int, samples: int, modules: nn.ModuleDict, groups: list[dict], generator: torch.Generator, ema: float = 0.0, how: How = PLAIN
     ):
         self.title, self.steps, self.samples, self.modules, self.generator, self.ema, self.how = title, steps, samples, modules, generator, ema, how
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+        self.optimizer = Adam(groups, betas=(0.9, 0.99))
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.means = [parameter.detach().clone() for parameter in self.trained] if ema else []
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -95,6 +97,10 @@ class Trainer:
     def step(self) -> dict[str, Tensor]:
         """One optimiser step; returns the scalars it saw (`loss`, `mse` and NOTED), still on the device."""
         raise NotImplementedError
+
+    def rehearsals(self) -> list[Call]:
+        """What a step's kernels are compiled by ahead of the first step."""
+        return []
 
     def extra(self) -> dict[str, Tensor]:
         """Tensors besides modules and moments that a resumed run needs."""
@@ -161,7 +167,7 @@ class Trainer:
         # outside the handler: until it is left, the exception holds the tensors of the failed step
         self.samples //= 2
         self.rays = max(LEAST_RAYS, self.rays // 2)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.clear()
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -175,6 +181,7 @@ class Trainer:
         """
         if state:
             self._resume(state)
+        compile_side_by_side(self.rehearsals(), self.trained[0].device)
         progress = Progress(self.title, self.steps, logger)
         with mixed_precision(self.modules, self.how.mixed):
             while self.done < self.steps:

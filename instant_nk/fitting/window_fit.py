@@ -16,6 +16,7 @@ from instant_nk.fitting.monitor import middle_view, side_by_side
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.replay import Samples
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.renderer import composite, neus_alpha, visible_samples
 from instant_nk.models.rig_correction import RigCorrection
@@ -160,6 +161,9 @@ class WindowFit(Trainer):
 
     def picture(self) -> np.ndarray:
         return side_by_side(self.source, self.field, self.space, self.field.posed(), middle_view(self.source))
+
+    def rehearsals(self) -> list[Call]:
+        return self.field.rehearsals()
 
     def extra(self) -> dict[str, Tensor]:
         return {"unconverged": self.unconverged}

@@ -49,7 +49,7 @@ def select(backend: str) -> None:
     if backend == "tcnn" and importlib.util.find_spec("tinycudann") is None:
         raise BackendError(
             "runtime.backend=tcnn: the package tinycudann is not installed; it has to be built from source. "
-            "Set runtime.backend=auto: the Triton kernels need no compiler and are faster (docs/kernels.md)."
+            "Set runtime.backend=auto: the Triton kernels are built as they are needed and are faster (docs/kernels.md)."
         )
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         raise BackendError("runtime.backend=triton: the package triton is not installed. Install it, or set runtime.backend=auto.")

@@ -7,13 +7,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-SMOOTHING = 1e-3  # of the activation's corner: its derivative stays continuous, so curvature and eikonal terms are defined
-
-
-def activation(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Squareplus, a smooth ReLU: (a + sqrt(a^2 + s)) / 2 (Barron 2021), and its derivative."""
-    root = torch.sqrt(a * a + SMOOTHING)
-    return 0.5 * (a + root), 0.5 * (1 + a / root)
+from instant_nk.kernels import field_network
+from instant_nk.kernels.ahead import Call
+from instant_nk.kernels.field_network import activation
 
 
 class Network(nn.Module):
@@ -67,6 +63,24 @@ class Mlp(Network):
             weight = self.last.weight[:outputs]
             gradient = ((slope * weight) @ self.first.weight)[:, None] if outputs == 1 else (slope[:, None] * weight) @ self.first.weight
             return self.last(hidden).to(x.dtype), gradient.to(x.dtype)
+
+    def along_space(self, x: Tensor, features: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs [N, O] of the inputs [x, features] and their spatial gradient [N, O, 3]; differentiable once.
+
+        Args:
+            x: points [N, 3], or points and times [N, 4].
+            features: functions of the point [N, K].
+            jacobian: their spatial derivative [N, 3, K].
+        """
+        if not self.mixed:
+            return field_network.network(x, features, jacobian, self.first.weight, self.first.bias, self.last.weight, self.last.bias)
+        out, slope = self.with_gradient(torch.cat([x, features], -1), self.last.out_features)
+        return out, slope[..., :3] + torch.einsum("nok,ndk->nod", slope[..., x.shape[1] :], jacobian)
+
+    def rehearsals(self, points: int, to_x: bool, to_features: bool, to_weights: bool) -> list[Call]:
+        """What `along_space` of points with `points` columns launches, and its gradients: see `kernels.ahead`."""
+        sizes = self.first.in_features - points, self.first.out_features, self.last.out_features
+        return field_network.rehearsals(points, *sizes, self.first.weight.device, to_x, to_features, to_weights)
 
 
 class DeepMlp(Network):

@@ -34,10 +34,9 @@ class ResidualField(nn.Module):
     def with_jacobian(self, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         """Displacement [N, 3] and its spatial Jacobian [N, 3 (out), 3 (in)]."""
         features, jacobian = self.encoding.with_jacobian(x, tau)
-        out, slope = self.mlp.with_gradient(torch.cat([x, tau[:, None], features], -1), outputs=3)
+        out, slope = self.mlp.along_space(torch.cat([x, tau[:, None]], -1), features, jacobian)
         squashed = torch.tanh(out)
-        inner = slope[..., :3] + torch.einsum("nok,ndk->nod", slope[..., 4:], jacobian)
-        return self.bound * squashed, self.bound * (1 - squashed**2)[..., None] * inner
+        return self.bound * squashed, self.bound * (1 - squashed**2)[..., None] * slope
 
     def describe(self) -> dict[str, Any]:
         return {"spec": self.encoding.spec.to_json(), "hidden": self.mlp.first.out_features, "bound": self.bound}

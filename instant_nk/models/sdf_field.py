@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from instant_nk.kernels import hash_encoding
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.encoding import HashEncoding
 from instant_nk.models.mlp import Mlp
@@ -54,9 +55,8 @@ class SdfField(nn.Module):
         self.base_spec = HashSpec(3, 1, int(np.ceil(np.log2((cells + 1) ** 3))), ((cells,) * 3,))
         self.register_buffer("base", torch.zeros(self.base_spec.table_rows, 1))
 
-    def set_hull(self, occupied: np.ndarray) -> None:
-        """Make the distance to this visual hull (bool [R, R, R]) the starting surface."""
-        corners = hull_distance(occupied)
+    def start_from(self, corners: np.ndarray) -> None:
+        """Make the zero level of a `hull_distance`, f32 [R + 1, R + 1, R + 1], the starting surface."""
         self.base.copy_(torch.from_numpy(corners.transpose(2, 1, 0).reshape(-1, 1)))  # the table runs x fastest
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,9 +68,15 @@ class SdfField(nn.Module):
         """Signed distance [N], its gradient [N, 3] and the encoding's features [N, L*F]; all differentiable once."""
         base, base_jacobian = hash_encoding.encode_with_jacobian((x + 1) * 0.5, self.base, self.base_spec)
         features, jacobian = self.encoding.with_jacobian(x)
-        out, slope = self.mlp.with_gradient(torch.cat([x, features], -1))
-        gradient = base_jacobian[..., 0] * 0.5 + slope[:, 0, :3] + torch.einsum("ndk,nk->nd", jacobian, slope[:, 0, 3:])
-        return (base + out)[:, 0], gradient, features
+        out, slope = self.mlp.along_space(x, features, jacobian)
+        return (base + out)[:, 0], base_jacobian[..., 0] * 0.5 + slope[:, 0], features
+
+    def rehearsals(self, to_table: bool, to_x: bool) -> list[Call]:
+        """What `forward`, `with_gradient` and the latter's gradients launch: see `kernels.ahead`."""
+        device, spec = self.base.device, self.encoding.spec
+        fixed = hash_encoding.rehearsals(self.base_spec, device, False) + hash_encoding.rehearsals(self.base_spec, device, True, False, to_x)
+        learned = hash_encoding.rehearsals(spec, device, False) + hash_encoding.rehearsals(spec, device, True, to_table, to_x)
+        return fixed + learned + self.mlp.rehearsals(3, to_x, to_table or to_x, self.mlp.first.weight.requires_grad)
 
     def describe(self) -> dict[str, Any]:
         """What is needed to build the same module again."""

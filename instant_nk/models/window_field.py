@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instant_nk.kernels import hash_encoding
+from instant_nk.kernels import blend_skinning, hash_encoding
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.residual_field import ResidualField
@@ -70,6 +71,13 @@ class WindowField(nn.Module):
         cells = round(len(canonical_grid) ** (1 / 3)) - 1
         self.grid_spec = HashSpec(3, 1, int(np.ceil(np.log2((cells + 1) ** 3))), ((cells,) * 3,))
         self.register_buffer("grid", canonical_grid, persistent=False)
+
+    def rehearsals(self) -> list[Call]:
+        """What `quick_sdf`, `at`, `residual_at` and their gradients launch: see `kernels.ahead`."""
+        device, spec = self.grid.device, self.residual.encoding.spec
+        moved = hash_encoding.rehearsals(spec, device, False, True) + hash_encoding.rehearsals(spec, device, True, True, True)
+        still = self.sdf.rehearsals(to_table=False, to_x=True) + hash_encoding.rehearsals(self.grid_spec, device, False)
+        return moved + self.residual.mlp.rehearsals(4, True, True, True) + still + blend_skinning.rehearsals(self.skeleton.anchors.shape[1], device)
 
     @torch.no_grad()
     def live_space(self, resolution: int) -> LiveSpace:

@@ -21,6 +21,7 @@ from instant_nk.fitting.trainer import How, wants_mixed, wants_recording
 from instant_nk.fitting.visibility import observed_colours, seen_by
 from instant_nk.geometry import spaces
 from instant_nk.geometry import surface as surfaces
+from instant_nk.geometry.depth_map import back_project
 from instant_nk.io import artifact, given_mesh
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import observation as observation_io
@@ -28,6 +29,7 @@ from instant_nk.io.dataset import Dataset
 from instant_nk.io.observation import Observation
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.layout import Job
+from instant_nk.models.sdf_field import hull_distance
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +74,20 @@ class NeuralProvider:
 
     def __init__(self, job: Job, dataset: Dataset, frames: list[int]):
         self.job, self.dataset, self.config = job, dataset, job.config.observation
-        self.pixels = Lookahead(lambda frame: PixelSource(dataset, [frame], self.config.max_pixels, job.device), frames)
+        self.start = Lookahead(self.prepare, frames)
         self.how = How(wants_mixed(job.config.runtime.mixed_precision, job.device), None, wants_recording(job))
+
+    def prepare(self, frame: int) -> tuple[PixelSource, np.ndarray, np.ndarray]:
+        """Pixels, hull and distance to it: what the CPU does for a frame before the training, beside the training of the one before."""
+        hull = self.dataset.hull(frame)
+        return PixelSource(self.dataset, [frame], self.config.max_pixels, self.job.device), hull, hull_distance(hull)
 
     def __call__(self, frame: int) -> Callable[[], tuple[Observation, dict]]:
         c, job = self.config, self.job
         spec = HashSpec.geometric(LEVELS, FEATURES, c.log2_table_size, BASE, c.finest_resolution)
-        hull = self.dataset.hull(frame)
+        pixels, hull, distance = self.start(frame)
         fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], 1e-2, 0.05, 0.2)
-        fit = SurfaceFit(fit_config, self.pixels(frame), hull, job.device, job.config.runtime.seed + frame, f"frame {frame}", how=self.how)
+        fit = SurfaceFit(fit_config, pixels, hull, job.device, job.config.runtime.seed + frame, f"frame {frame}", how=self.how, distance=distance)
         surface = fit.run()
         return lambda: self.extract(frame, surface)
 
@@ -166,12 +173,7 @@ def _depth_points(dataset: Dataset, camera: int, frame: int, pose: np.ndarray) -
         raise DataError(
             f"camera {dataset.cameras.names[camera]}, frame {frame}: wanted a depth map of {rgba.shape[1]}x{rgba.shape[0]} pixels like the image, got {depth.shape[1]}x{depth.shape[0]}."
         )
-    height, width = depth.shape
-    u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    K = dataset.cameras.K[camera]
-    y = (v - K[1, 2]) / K[1, 1]
-    x = (u - K[0, 2] - K[0, 1] * y) / K[0, 0]
-    local = np.stack([x * depth, y * depth, depth], -1)
+    local = back_project(depth, dataset.cameras.K[camera])
     valid = (depth > 0) & (rgba[..., 3] > 127)
     inner = valid.copy()
     inner[0], inner[-1], inner[:, 0], inner[:, -1] = False, False, False, False
@@ -184,7 +186,7 @@ def _depth_points(dataset: Dataset, camera: int, frame: int, pose: np.ndarray) -
     length = np.linalg.norm(normal[inner], axis=1)
     n = normal[inner] / np.maximum(length, 1e-12)[:, None]
     n *= -np.sign((n * local[inner]).sum(1))[:, None]  # towards the camera
-    return local[inner] @ pose[:3, :3].T + pose[:3, 3], n @ pose[:3, :3].T, rgba[inner][:, :3] / 255.0, edge.astype(float)
+    return spaces.transform_points(pose, local[inner]), n @ pose[:3, :3].T, rgba[inner][:, :3] / 255.0, edge.astype(float)
 
 
 Begin = Callable[[int], Callable[[], tuple[Observation, dict]]]

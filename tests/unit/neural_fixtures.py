@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import trimesh
 from torch import Tensor
@@ -23,7 +25,7 @@ from instant_nk.models import deformation_graph
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.occupancy import cell_centres
 from instant_nk.models.residual_field import ResidualField
-from instant_nk.models.sdf_field import SdfField
+from instant_nk.models.sdf_field import SdfField, hull_distance
 from instant_nk.models.warp import NodeMotion, Skeleton
 from instant_nk.models.window_field import WindowField
 from instant_nk.stages import canonical as canonical_stage
@@ -123,7 +125,7 @@ def capsule_skeleton(dtype: torch.dtype = torch.float32) -> Skeleton:
 def surface_field(sdf: Callable[[Tensor], Tensor], resolution: int = 32) -> SdfField:
     """A fresh SDF field that starts at a shape's voxels."""
     field = SdfField(SPEC, 16, resolution)
-    field.set_hull(voxels(sdf, resolution))
+    field.start_from(hull_distance(voxels(sdf, resolution)))
     return field
 
 
@@ -230,6 +232,21 @@ class Body:
         if results is not None and not job.paths.manifest.exists():
             dataset_stage.run(dataclasses.replace(job, part=None))
         return job
+
+
+@contextlib.contextmanager
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, fit: type, step: int) -> Iterator[None]:
+    """Within it, a fit of this class is interrupted as it begins the step, and must be."""
+    whole = fit.step
+
+    def dying(self):
+        if self.done == step:
+            raise KeyboardInterrupt
+        return whole(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit, "step", dying)
+        yield
 
 
 @functools.cache

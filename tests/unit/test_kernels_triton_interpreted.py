@@ -44,7 +44,34 @@ for rays in (0, 1, 63):
 """
 
 
-@pytest.mark.parametrize("program", [HASH, RENDERING, SKINNING, MARCHING], ids=["hash_encoding", "volume_rendering", "blend_skinning", "ray_sampling"])
+REHEARSALS = """
+from instant_nk.kernels import blend_skinning, field_network, hash_encoding
+from instant_nk.kernels.hash_encoding import HashSpec
+for dims, features in ((3, 2), (4, 2), (3, 1)):
+    spec = HashSpec(dims, features, 8, ((3,) * dims, (5,) * dims))
+    for jacobian, to_table, to_x in ((False, False, False), (False, True, False), (True, True, True)):
+        calls = hash_encoding.rehearsals(spec, "cpu", jacobian, to_table, to_x)
+        assert len(calls) == 1 + (to_table or to_x)
+        for call in calls:
+            call()
+networks = field_network.rehearsals(4, 6, 16, 3, "cpu", True, True, True) + field_network.rehearsals(3, 6, 16, 1, "cpu", False, True, False)
+for call in blend_skinning.rehearsals(4, "cpu") + networks:
+    call()
+"""
+
+NETWORK = """
+for sizes in ((0, 3, 32, 64, 1), (1, 4, 32, 64, 3), (63, 3, 5, 16, 1), (130, 4, 12, 20, 3), (130, 3, 32, 64, 1), (70, 3, 8, 128, 2)):
+    for case in parity.field_network_cases(*sizes).values():
+        parity.check(case, "cpu", "triton")
+        parity.check(case, "cpu", "triton", strided=True)
+"""
+
+PROGRAMS = {
+    "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK, "rehearsals": REHEARSALS
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_interpreted_triton_agrees_with_the_reference(program):
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}

@@ -41,7 +41,7 @@ def test_an_empty_hull_is_outside_everywhere_and_a_full_one_inside():
 
 def test_a_fresh_field_is_the_hulls_distance_with_its_axes_in_order():
     field = SdfField(SPEC, 16, 32)
-    field.set_hull(block())
+    field.start_from(hull_distance(block()))
     inside = torch.tensor([[0.12, -0.1, 0.0], [0.12, -0.3, 0.6], [0.12, 0.1, -0.6]])
     outside = torch.tensor([[-0.15, -0.1, 0.0], [0.12, 0.45, 0.0], [0.4, 0.1, 0.0], [0.12, -0.7, 0.0], [0.6, 0.1, 0.12], [0.0, 0.0, 0.95]])
     assert (field(inside) < 0).all() and (field(outside) > 0).all()

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from instant_nk.kernels import _backend, _checks
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.blend_skinning import reference
 
 OP = "blend_skinning"
@@ -113,6 +114,30 @@ def inverse(
     compiled = _compiled(live, guess, rotations, translations, constants=(node_positions.detach(), node_radii.detach()))
     graph = (anchors, node_positions, node_radii, frame_index)
     return _Inverse.apply(live, rotations, translations, guess, *graph, iterations, tolerance, compiled)
+
+
+def rehearsals(knn: int, device: str) -> list[Call]:
+    """One launch, on a single point, of each Triton kernel behind an inverse that is differentiated in the motion: see `kernels.ahead`."""
+    point, rotations = torch.zeros(1, 3, device=device), torch.eye(3, device=device).expand(1, 1, 3, 3)
+    graph = torch.zeros(1, knn, dtype=torch.int64, device=device), point, torch.ones(1, device=device)  # anchors, nodes, radii
+    motion = rotations, point[None], torch.zeros(1, dtype=torch.int64, device=device)
+
+    def newton() -> None:
+        from instant_nk.kernels.blend_skinning import triton as ops
+
+        ops.newton(point, point, *graph, *motion, 1, 1e-5)
+
+    def blend() -> None:
+        from instant_nk.kernels.blend_skinning import triton as ops
+
+        ops.blend(point, graph[0], None, *graph[1:], *motion, True)
+
+    def gradient() -> None:
+        from instant_nk.kernels.blend_skinning import triton as ops
+
+        ops.blend_grad(point, graph[0], None, *graph[1:], *motion, point, None, True)
+
+    return [newton, blend, gradient]
 
 
 def _compiled(*tensors: Tensor, constants: tuple[Tensor, ...]) -> ModuleType | None:

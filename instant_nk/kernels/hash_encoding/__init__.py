@@ -16,9 +16,35 @@ from torch.autograd.function import once_differentiable
 
 from instant_nk.errors import BackendError
 from instant_nk.kernels import _backend
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding.spec import HashSpec
 
-__all__ = ["HashSpec", "encode", "encode_with_jacobian"]
+__all__ = ["HashSpec", "encode", "encode_with_jacobian", "rehearsals"]
+
+
+def rehearsals(spec: HashSpec, device: str, with_jacobian: bool, to_table: bool = False, to_x: bool = False) -> list[Call]:
+    """One launch, on a single point, of each Triton kernel behind an encoding and the gradients it will be asked for: see `kernels.ahead`."""
+    if spec.layout == "tcnn":
+        return []
+
+    def forward() -> None:
+        from instant_nk.kernels.hash_encoding import triton as ops
+
+        ops.forward(point(), table(), spec, spec.levels, with_jacobian)
+
+    def backward() -> None:
+        from instant_nk.kernels.hash_encoding import triton as ops
+
+        jacobian = torch.zeros(1, spec.dims, spec.width, device=device) if with_jacobian else None
+        ops.backward(point(), table(), spec, spec.levels, torch.zeros(1, spec.width, device=device), jacobian, to_table, to_x)
+
+    def point() -> Tensor:
+        return torch.zeros(1, spec.dims, device=device)
+
+    def table() -> Tensor:
+        return torch.zeros(spec.table_rows, spec.features, device=device)
+
+    return [forward, backward] if to_table or to_x else [forward]
 
 
 def _primitives(spec: HashSpec, *tensors: Tensor) -> ModuleType:

@@ -1,0 +1,63 @@
+"""What was compiled ahead of training is what training launches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from instant_nk.kernels import blend_skinning
+from instant_nk.kernels.ahead import compile_side_by_side
+from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.models.residual_field import ResidualField
+from instant_nk.models.sdf_field import SdfField
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Names of the kernels that Triton was asked to compile, or found in its cache on disk, since the test began."""
+    triton = pytest.importorskip("triton")
+    names = []
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda *, src, **_: names.append(src.fn.__name__))
+    return names
+
+
+def test_a_field_that_rehearsed_compiles_nothing_more(compiled):
+    sdf = SdfField(HashSpec.geometric(5, 2, 11, 4, 40), 16, 8).cuda()  # a shape no other test has
+    x = torch.rand(100, 3, device="cuda", requires_grad=True)
+    compile_side_by_side(sdf.rehearsals(to_table=True, to_x=True), x.device)
+    before = len(compiled)
+    assert before
+    sum(part.sum() for part in sdf.with_gradient(x)).backward()
+    sdf(x.detach())
+    assert compiled[before:] == []
+
+
+def test_skinning_that_rehearsed_compiles_nothing_more(compiled):
+    knn, nodes = 5, torch.rand(9, 3, device="cuda")
+    compile_side_by_side(blend_skinning.rehearsals(knn, "cuda"), nodes.device)
+    before = len(compiled)
+    assert before
+    points, anchors = torch.rand(70, 3, device="cuda"), torch.randint(9, (70, knn), device="cuda")
+    rotations = torch.eye(3, device="cuda").expand(2, 9, 3, 3).clone().requires_grad_()
+    translations = torch.zeros(2, 9, 3, device="cuda", requires_grad=True)
+    frame = torch.randint(2, (70,), device="cuda")
+    graph = nodes, torch.full((9,), 0.5, device="cuda")
+    found, _ = blend_skinning.inverse(points, points, anchors, *graph, rotations, translations, frame)
+    found.sum().backward()
+    assert compiled[before:] == []
+
+
+def test_a_residual_that_rehearsed_compiles_nothing_more(compiled):
+    from instant_nk.kernels import hash_encoding
+
+    spec = HashSpec(4, 2, 10, ((4, 4, 4, 2), (7, 7, 7, 3)))
+    residual = ResidualField(spec, 16, 0.1).cuda()
+    calls = hash_encoding.rehearsals(spec, "cuda", False, True) + hash_encoding.rehearsals(spec, "cuda", True, True, True)
+    compile_side_by_side(calls + residual.mlp.rehearsals(4, True, True, True), torch.device("cuda"))
+    before = len(compiled)
+    x, tau = torch.rand(100, 3, device="cuda", requires_grad=True), torch.rand(100, device="cuda")
+    sum(part.sum() for part in residual.with_jacobian(x, tau)).backward()
+    residual(x.detach(), tau).sum().backward()
+    assert compiled[before:] == []
