@@ -47,7 +47,7 @@ BOX_MARGIN = 0.1
 """Margin around a proposed box, as a share of its extent on each side."""
 END_PENALTY = 0.05
 """What lying at an end of the clip takes off a frame's hull surface when the canonical frame is chosen."""
-FIRST_BONUS = 0.1
+FIRST_BONUS = 0.05
 """What being the first frame adds: points are followed from there, and on the rest shape they start without error."""
 GIB = 1 << 30
 SEARCH_SIDE = 256
