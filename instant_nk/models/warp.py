@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ SECOND_SEED_CELLS = 3.0  # canonical distance, in cells, from which a second sur
 CLOSING = 1.5  # and how much nearer than there it must have come: on one flat patch distances stay as they are
 BLOCK = 1 << 14  # points whose distances to all nodes are held at once
 BAND = 0.01  # scene units: how far from the surface the inverse is judged
+REST_BAND = 4  # cells around the surface at rest within which an inverse can end
+MOST_STRETCH = 2.0  # of the warp between a point and the surface next to it,
+FOREIGN_CELLS = 0.25  # and cells more: farther away, it is another part of the subject
 SECOND_SEED_CANDIDATES = 12  # vertices looked at, one a cell: they reach about two cells along the first patch and so past it
 
 
@@ -58,6 +62,11 @@ class Skeleton:
     vertices: Tensor
     anchors: Tensor
 
+    @cached_property
+    def rest_tree(self) -> NearestPoints:
+        """The vertices at rest, to be searched."""
+        return NearestPoints(self.vertices)
+
     def strains(self, rotations: Tensor, translations: Tensor) -> Tensor:
         """As-rigid-as-possible residuals of a motion, both directions: where one node expects the other, minus where that is [2, F, E, 3]."""
         i, j = self.edges[:, 0], self.edges[:, 1]
@@ -87,6 +96,7 @@ class LiveSpace:
     Attributes:
         occupied: bool [F, G, G, G].
         seeds: canonical vertex of each cell, i32 [F, G, G, G, 2], -1 for none.
+        rest: nearest canonical vertex of each cell of canonical space, i32 [G, G, G], -1 far from all.
     """
 
     def __init__(self, skeleton: Skeleton, rotations: Tensor, translations: Tensor, resolution: int, band_cells: int = 2):
@@ -109,6 +119,9 @@ class LiveSpace:
             self.occupied[f] = occupied
             self.seeds[f].reshape(-1, 2)[rows] = _two_seeds(centres[rows], live, skeleton.vertices, sparse, 2 / resolution)
         self.live, self.inverse_jacobian = torch.stack(self.live), torch.stack(self.inverse_jacobian)
+        self.rest = torch.full((resolution,) * 3, -1, dtype=torch.int32, device=device)
+        rows = self._splat(skeleton.vertices, REST_BAND).reshape(-1).nonzero()[:, 0]
+        self.rest.reshape(-1)[rows] = skeleton.rest_tree.query(centres[rows])[1][:, 0].int()
 
     def _splat(self, points: Tensor, band: int) -> Tensor:
         cell = ((points + 1) * (self.resolution / 2)).long()
@@ -126,6 +139,20 @@ class LiveSpace:
         """First-order inverse around a vertex: v + J^-1 (x - W(v)), [N, 3]."""
         offset = x - self.live[frame, vertex]
         return self.skeleton.vertices[vertex] + (self.inverse_jacobian[frame, vertex] @ offset[..., None])[..., 0]
+
+
+    def belongs(self, x: Tensor, frame: Tensor, canonical: Tensor) -> Tensor:
+        """Whether what lies at canonical points [N, 3] is the part of the subject that is near the live points [N, 3] they came from, bool [N].
+
+        Away from the surface, an inverse leads on along the motion of the patch it started from, and may end near quite another part: beside
+        a swinging arm, in the chest that it hung next to at rest. That part has moved elsewhere, and is not seen here.
+        """
+        cells = ((canonical + 1) * (self.resolution / 2)).long().clamp(0, self.resolution - 1)
+        vertex = self.rest[cells[:, 0], cells[:, 1], cells[:, 2]].long()
+        known, vertex = vertex >= 0, vertex.clamp_min(0)
+        at_rest = torch.linalg.vector_norm(canonical - self.skeleton.vertices[vertex], dim=-1)
+        now = torch.linalg.vector_norm(x - self.live[frame, vertex], dim=-1)
+        return known & (now < MOST_STRETCH * at_rest + FOREIGN_CELLS * 2 / self.resolution)
 
 
 def _two_seeds(points: Tensor, live: Tensor, rest: Tensor, sparse: Tensor, cell: float) -> Tensor:

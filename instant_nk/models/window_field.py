@@ -119,10 +119,12 @@ class WindowField(nn.Module):
 
     def _quick(self, space: LiveSpace, x: Tensor, frame: Tensor, vertex: Tensor) -> Tensor:
         canonical = space.guess(x, frame, vertex)
-        distance = self._grid_sdf(canonical)
-        near = (distance.abs() < 2 * self.residual.bound + 4 / self.inv_std).nonzero()[:, 0]  # elsewhere the residual cannot matter
-        canonical, frame = canonical[near], frame[near]
-        distance[near] = self._grid_sdf(canonical + self.residual_at(canonical, frame))
+        distance = torch.where(space.belongs(x, frame, canonical), self._grid_sdf(canonical), 1.0)
+        near = (distance.abs() < 2 * self.residual.bound + 4 / self.inv_std).nonzero()[:, 0]  # elsewhere neither the residual nor the guess's error matters
+        x, frame = x[near], frame[near]
+        canonical, _, converged = to_canonical(space, x, frame, vertex[near], *self.motion())
+        own = converged & space.belongs(x, frame, canonical)  # what `at` will find to be nothing must not hide what lies behind it
+        distance[near] = torch.where(own, self._grid_sdf(canonical + self.residual_at(canonical, frame)), 1.0)
         return distance
 
     def _grid_sdf(self, canonical: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ class WindowField(nn.Module):
         gradient, usable = _push_gradient(gradient, jacobian)
         normals = F.normalize(gradient, dim=-1)
         rgb = self.colour(canonical + residual, normals, directions, features, self.light(frame) if self.light else None)
-        return LiveSamples(sdf, gradient, rgb, residual, stretch, canonical, converged & usable)
+        return LiveSamples(sdf, gradient, rgb, residual, stretch, canonical, converged & usable & space.belongs(x, frame, canonical.detach()))
 
 
 def _push_gradient(gradient: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor]:

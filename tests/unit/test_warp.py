@@ -288,3 +288,27 @@ def test_each_limb_is_inverted_to_itself_where_they_touch():
         canonical = to_canonical(space, space.live[1], frame, vertex.clamp_min(0), *motion)[0]
         best = torch.where(vertex >= 0, torch.minimum(best, (canonical - skeleton.vertices).norm(dim=1)), best)
     assert best.max() < 1e-4
+
+
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_beside_a_limb_there_is_not_what_it_hung_next_to_at_rest(side):
+    """Two bars 0.12 apart at rest have come apart: beside either, as far as the other was, its motion leads back to the other."""
+    skeleton = skeleton_of(*bars(0.12, 0.025), max_nodes=30)
+    translations = torch.zeros(1, len(skeleton.nodes), 3)
+    translations[0, :, 0] = 0.3 * torch.sign(skeleton.nodes[:, 0])
+    rotations = torch.eye(3).expand(1, len(skeleton.nodes), 3, 3).contiguous()
+    space = LiveSpace(skeleton, rotations, translations, 64)
+    own = (skeleton.vertices[:, 0] - side * 0.06).abs() < 1e-4  # of one bar, what looks at the other
+    frame = torch.zeros(int(own.sum()), dtype=torch.int64)
+    live, rest = space.live[0][own], skeleton.vertices[own]
+    assert space.belongs(live, frame, rest).all()
+    there = torch.tensor([-side * 0.12, 0.0, 0.0])  # from this bar to the other at rest
+    assert not space.belongs(live + there, frame, rest + there).any()
+    between = there * 0.15
+    assert space.belongs(live + between, frame, rest + between).float().mean() > 0.9
+
+
+def test_far_from_the_rest_surface_nothing_belongs():
+    _, _, space = touching(0.06)
+    x = torch.tensor([[0.9, 0.9, 0.9]])
+    assert not space.belongs(x, torch.ones(1, dtype=torch.int64), x)
