@@ -178,7 +178,7 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: the GPU when there is one")
     backend: Literal["auto", "reference", "triton", "tcnn"] = key("auto", "which kernels to use")
     mixed_precision: Literal["auto", "on", "off"] = key(
-        "auto", "on: colour and residual networks train in bfloat16 on a GPU, the signed distance never; auto: as is faster (off until measured)"
+        "auto", "on: colour and residual networks train in bfloat16 on a GPU, the signed distance never; auto: off, bfloat16 saves 3 % of a step"
     )
     cuda_graphs: bool = key(True, "true: on a GPU, training steps are recorded once and replayed, which is several times faster; false: launched one by one")
     threads: int | None = key(None, "CPU threads of one job; null: what Snakemake gives it")

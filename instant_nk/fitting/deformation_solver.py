@@ -23,6 +23,7 @@ from instant_nk.models.deformation_graph import coarsen, skinning_weights
 
 COARSE_NODES = 80  # nodes of the coarse level: limbs and their joints, whatever the resolution of the graph
 COARSE_POINTS = 1200
+TORN_STRETCH = 0.5  # lengthening, of the canonical length, at which a coarse edge holds a quarter of what it did: parts that touched have come apart
 NEGLIGIBLE = 0.01  # anchors below this weight are left out of the points the solver uses (not out of the mesh)
 
 
@@ -61,6 +62,7 @@ class Body:
         anchors: i64 [N, K], weights: [N, K].
         edge: node pairs i64 [E, 2], stiffness: [E], normalised so that a node's mean total is one.
         spacing: distance between neighbouring nodes.
+        whole: how far a point belongs to one part of the surface when nothing moves, in [0, 1], [N]; see `wholeness`.
         coarse: the same body on fewer nodes, for large motion; None where there are few nodes anyway.
     """
 
@@ -73,6 +75,7 @@ class Body:
     edge: Tensor
     stiffness: Tensor
     spacing: float
+    whole: Tensor
     pattern: Pattern
     coarse: Coarse | None = None
 
@@ -108,7 +111,7 @@ class Body:
         return Body(
             nodes=real(graph.node_positions), points=real(points), normals=real(normals), colours=real(colours),
             anchors=torch.as_tensor(anchors, device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
-            spacing=graph.spacing, pattern=Pattern.build(m, anchors, weights, edge, device),
+            spacing=graph.spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, anchors, weights, edge, device),
             coarse=Coarse.build(graph, points, normals, colours, anchors, weights, device) if levels > 1 and m > 2 * COARSE_NODES else None,
         )  # fmt: skip
 
@@ -152,9 +155,15 @@ class Coarse:
         return Coarse(body, index(chosen), index(pick), index(coarse.vertex_anchors), torch.as_tensor(coarse.vertex_weights.astype(np.float64), device=device))
 
     def placed(self, fine: Body, pose: Pose) -> Body:
-        """The coarse body at the fine body's live state: its rest shape is the shape now."""
-        nodes = fine.nodes + pose.translations
-        return replace(self.body, nodes=nodes[self.nodes], points=fine.warp(pose)[self.points], normals=fine.warp_normals(pose)[self.points])
+        """The coarse body at the fine body's live state: its rest shape is the shape now, and what has been torn apart stays so."""
+        nodes = (fine.nodes + pose.translations)[self.nodes]
+        i, j = self.body.edge.unbind(1)
+        now, rest = (nodes[j] - nodes[i]).norm(dim=-1), (self.body.nodes[j] - self.body.nodes[i]).norm(dim=-1).clamp_min(1e-12)
+        stretch = (now / rest - 1).clamp_min(0) / TORN_STRETCH
+        return replace(
+            self.body, nodes=nodes, points=fine.warp(pose)[self.points], normals=fine.warp_normals(pose)[self.points],
+            stiffness=self.body.stiffness / (1 + stretch.square()) ** 2, whole=wholeness(fine, pose)[self.points],
+        )  # fmt: skip
 
     def carry(self, placed: Body, increment: Pose, fine: Body, pose: Pose) -> Pose:
         """The fine pose after the coarse increment."""
@@ -189,6 +198,17 @@ def warp(points: Tensor, anchors: Tensor, weights: Tensor, nodes: Tensor, pose: 
     affine = torch.cat([pose.rotations, shift[..., None]], -1).reshape(-1, 12)
     blended = small_matmul(weights[:, None], affine[anchors]).reshape(-1, 3, 4)
     return small_matmul(blended[..., :3], points[..., None]).squeeze(-1) + blended[..., 3]
+
+
+def wholeness(body: Body, pose: Pose) -> Tensor:
+    """Weight in [0, 1] of what each point observes, [N]: small where its anchors disagree by a node spacing or more about where it goes.
+
+    Such a point lies where parts were joined that have come apart; wherever it is drawn, it holds one of them back.
+    """
+    shift = body.nodes + pose.translations - small_matmul(pose.rotations, body.nodes[..., None]).squeeze(-1)
+    wanted = small_matmul(pose.rotations[body.anchors], body.points[:, None, :, None]).squeeze(-1) + shift[body.anchors]
+    spread = (body.weights * (wanted - body.warp(pose)[:, None]).square().sum(-1)).sum(1)
+    return body.whole / (1 + spread / body.spacing**2) ** 2
 
 
 def small_matmul(a: Tensor, b: Tensor) -> Tensor:

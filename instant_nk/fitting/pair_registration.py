@@ -10,7 +10,7 @@ import torch
 from instant_nk.fitting import meshing
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, orthonormal, step, warp
-from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, match_closely, move_coarsely, register_from, surface_evidence
+from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, move_coarsely, register_from, register_near, surface_evidence
 from instant_nk.geometry import spaces, surface
 from instant_nk.geometry.depth_map import SeenSpace
 from instant_nk.io.graph import Graph
@@ -88,19 +88,16 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     observed = _observe(target, goal, coloured, settings.max_points, seed)
     options = settings.options
     prepared = Target.from_observation(observed, settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
-    fit = register_from(body, [Pose.identity(body)], prepared, options) if settings.align else _register_near(body, prepared, options)
+    rest = Pose.identity(body)
+    if settings.align:
+        fit = register_from(body, [rest], prepared, options)
+    else:
+        with torch.no_grad():
+            fit = register_near(body, move_coarsely(body, rest, prepared, options), prepared, options)
     world_from_scene = spaces.invert_similarity(scene_from_world)
     if target.seen is not None:
         fit = _leave_empty_space(body, fit, prepared, target.seen, world_from_scene, options)
     return _result(source, points, graph, body, prepared, fit, world_from_scene)
-
-
-def _register_near(body: Body, target: Target, options: Options) -> Fit:
-    """Register from where the source is, without rigid alignment."""
-    with torch.no_grad():
-        pose = move_coarsely(body, Pose.identity(body), target, options)
-        pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
-        return judge(body, orthonormal(pose), target)
 
 
 def _leave_empty_space(body: Body, fit: Fit, target: Target, seen: SeenSpace, world_from_scene: np.ndarray, options: Options) -> Fit:

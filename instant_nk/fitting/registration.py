@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, point_areas, soft_displacement, welsch
-from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step
+from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, wholeness
 from instant_nk.fitting.image_evidence import Appearance, FrameImages, Shell, Views, add_colours, add_silhouettes, look
 from instant_nk.fitting.rigid_alignment import align, misfit, planes
+from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
 LOST_COVERAGE = 0.75  # share of observed points that must be explained
+BRIDGE = 0.5 * LONG_RANGE_WEIGHT  # links weaker than this, relative to the strongest, only tie components together
 LOST_RIGIDITY = 1.2  # mean edge error, in spacings, at which the surface is crumpled rather than bent
 
 
@@ -64,7 +66,7 @@ class Fit:
         pose: nodes' motion.
         residual: median distance of moved surface points to the observed surface, caller's unit.
         coverage: share of observed points explained by the moved surface.
-        rigidity: mean as-rigid-as-possible edge error, caller's unit.
+        rigidity: mean as-rigid-as-possible edge error within components, caller's unit.
         converged: the fit explains the observation.
     """
 
@@ -86,7 +88,7 @@ def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, p
     difference = live[matches.source] - target.points[matches.target]
     distance = difference.norm(dim=-1)
     scale = max(2.0 * float(distance.median()), 0.05 * body.spacing) * (1 + 2 * (1 - progress))
-    weight = matches.weight * welsch(distance, scale) * (len(body.nodes) / len(body.points))
+    weight = matches.weight * wholeness(body, pose)[matches.source] * welsch(distance, scale) * (len(body.nodes) / len(body.points))
     rows, residual = planes(live, normals, target, matches)
     evidence.add_directions(matches.source, rows, residual, weight)
     evidence.add_positions(matches.source, difference, options.tangential * weight)
@@ -111,7 +113,7 @@ def assign_softly(body: Body, pose: Pose, target: Target, options: Options, spac
         cloud = Cloud(live, body.warp_normals(pose)[pick], body.colours[pick], point_areas(live))
         displacement, share = soft_displacement(cloud, goal, sigma * spacing)
         evidence = Evidence.none(body)
-        evidence.add_positions(pick, -displacement, share * (len(body.nodes) / len(pick)))
+        evidence.add_positions(pick, -displacement, wholeness(body, pose)[pick] * share * (len(body.nodes) / len(pick)))
         rigidity = options.soft_rigidity * (sigma / options.soft_end) ** 2
         pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
     return pose
@@ -171,6 +173,12 @@ def register_from(body: Body, starts: list[Pose], target: Target, options: Optio
     """
     with torch.no_grad():
         pose = best_of(body, [move_coarsely(body, align(body, start, target), target, options) for start in starts], target)
+        return register_near(body, pose, target, options, pictures)
+
+
+def register_near(body: Body, pose: Pose, target: Target, options: Options, pictures: Pictures | None = None) -> Fit:
+    """A fit in the neighbourhood of a pose: closest points, then images."""
+    with torch.no_grad():
         pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
         if pictures is not None and options.image_iterations:
             pose = refine_with_images(body, pose, target, pictures, options)
@@ -194,6 +202,14 @@ def judge(body: Body, pose: Pose, target: Target) -> Fit:
     coverage = (len(matches.source) - matches.forward) / max(int(target.usable.sum()), 1)
     _, residual = planes(live, normals, target, matches)
     residual = float(residual.abs().median()) if len(residual) else float("inf")
-    forward, reverse = rigidity_errors(body, pose)
-    rigidity = float((forward.norm(dim=-1) + reverse.norm(dim=-1)).mean() / 2) if len(forward) else 0.0
+    rigidity = _crumpling(body, pose)
     return Fit(pose, residual, coverage, rigidity, coverage > LOST_COVERAGE and rigidity < LOST_RIGIDITY * body.spacing)
+
+
+def _crumpling(body: Body, pose: Pose) -> float:
+    """Mean error of the edges within components: two parts that move apart are not crumpled."""
+    if not len(body.edge):
+        return 0.0
+    within = body.stiffness >= BRIDGE * body.stiffness.max()
+    forward, reverse = (error[within].norm(dim=-1) for error in rigidity_errors(body, pose))
+    return float((forward + reverse).mean() / 2)

@@ -9,8 +9,8 @@ import torch
 
 from instant_nk.errors import DataError
 from instant_nk.fitting.correspondences import Target
-from instant_nk.fitting.deformation_solver import Body, Pose, orthonormal
-from instant_nk.fitting.registration import Fit, Options, Pictures, disagreement, judge, match_closely, refine_with_images, register_from
+from instant_nk.fitting.deformation_solver import Body, Pose
+from instant_nk.fitting.registration import Fit, Options, Pictures, disagreement, judge, register_from, register_near
 from instant_nk.geometry import surface
 from instant_nk.io.ed_folder import NodeMotion
 from instant_nk.io.rig import Rig
@@ -90,7 +90,7 @@ def refine(
         if frame in fits:
             continue
         target, seen = observe(frame), pictures(frame) if pictures else None
-        fit = _near(body, given, target, options, seen)
+        fit = register_near(body, given, target, options, seen)
         if not fit.converged:
             again = register_from(body, [given], target, options, seen)
             with torch.no_grad():
@@ -100,12 +100,3 @@ def refine(
         if done:
             done(fits)
     return fits
-
-
-def _near(body: Body, given: Pose, target: Target, options: Options, pictures: Pictures | None) -> Fit:
-    """A fit in the neighbourhood of a pose."""
-    with torch.no_grad():
-        pose = match_closely(body, given, target, options, options.iterations, options.rigidity_start, options.rigidity)
-        if pictures is not None and options.image_iterations:
-            pose = refine_with_images(body, pose, target, pictures, options)
-        return judge(body, orthonormal(pose), target)

@@ -247,5 +247,5 @@ def wants_recording(job: Job) -> bool:
 
 
 def wants_mixed(setting: str, device: str) -> bool:
-    """What `runtime.mixed_precision` means on a device: `auto` is off until it is measured to pay."""
+    """What `runtime.mixed_precision` means on a device: `auto` is off: bfloat16 saved 3 % of a step on an H200 (docs/kernels.md)."""
     return setting == "on" and torch.device(device).type == "cuda"

@@ -271,7 +271,7 @@ def test_nothing_is_left_where_the_camera_saw_empty_space(tmp_path, monkeypatch)
         depth[depth == 0] = 2.0  # a wall behind
         write_frame(tmp_path, name, depth, colour)
     subject, scene = (rgbd.load(tmp_path / f"{n}.png", tmp_path / f"{n}_depth.png", K, mask(tmp_path, n)).surface for n in "ab")
-    monkeypatch.setattr(pair_registration, "_register_near", lambda body, target, options: judge(body, Pose.identity(body), target))
+    monkeypatch.setattr(pair_registration, "register_near", lambda body, pose, target, options: judge(body, Pose.identity(body), target))
     settings = dataclasses.replace(SETTINGS, align=False, max_nodes=60)
     with_space = register_pair(subject, scene, settings).moved.points
     without = register_pair(subject, dataclasses.replace(scene, seen=None), settings).moved.points
