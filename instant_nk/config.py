@@ -297,7 +297,10 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
         raise _Mismatch
     if origin is list:
         if isinstance(value, str) and value.startswith("["):
-            value = yaml.safe_load(value)
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise _Mismatch from None
         if not isinstance(value, (list, tuple)):
             raise _Mismatch
         (item,) = typing.get_args(hint)

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")  # the same examples at every run and on every machine
 torch.set_num_threads(1)  # tests run beside each other; results then do not depend on the machine either
 
 

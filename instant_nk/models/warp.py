@@ -140,7 +140,6 @@ class LiveSpace:
         offset = x - self.live[frame, vertex]
         return self.skeleton.vertices[vertex] + (self.inverse_jacobian[frame, vertex] @ offset[..., None])[..., 0]
 
-
     def belongs(self, x: Tensor, frame: Tensor, canonical: Tensor) -> Tensor:
         """Whether what lies at canonical points [N, 3] is the part of the subject that is near the live points [N, 3] they came from, bool [N].
 

@@ -156,6 +156,12 @@ def test_on_and_off_are_what_they_say_though_yaml_reads_truth_values(written, me
     assert schema.parse(yaml.safe_load(f"runtime: {{mixed_precision: {written}}}")).runtime.mixed_precision == meant
 
 
+@pytest.mark.parametrize("broken", ["[0", "[\x1f", "[a: [", "[}"])
+def test_a_list_that_is_no_yaml_is_named(broken):
+    with pytest.raises(ConfigError, match="dataset.cameras"):
+        schema.parse({"dataset.cameras": broken})
+
+
 def test_a_choice_without_on_and_off_takes_no_truth_value():
     with pytest.raises(ConfigError, match="runtime.device"):
         schema.parse({"runtime.device": True})
