@@ -125,11 +125,15 @@ OUTLIER = 0.4  # soft assignment: share of a full match at which a point counts 
 
 
 def _affinity(a: Cloud, b: Cloud, sigma: float) -> Tensor:
-    """Kernel [Na, Nb] that sums to about one along a row where b is the same surface as a."""
-    exponent = torch.cdist(a.points, b.points).square() * (0.5 / sigma**2)
-    exponent += (1 - a.normals @ b.normals.T) / NORMAL_SPREAD
-    exponent += torch.cdist(a.colours, b.colours).square() * (0.5 / COLOUR_SPREAD**2)
-    return exponent.neg_().exp_() * (b.area / (2 * math.pi * sigma**2))
+    """Kernel [Na, Nb] that sums to about one along a row where b is the same surface as a.
+
+    All terms of the exponent are halved squared distances, (1 - n.m) / s = |n - m|^2 / 2s of unit normals among them: one product gives their sum.
+    """
+    middle = b.points.mean(0)
+    one, other = (torch.cat([(c.points - middle) / sigma, c.normals / NORMAL_SPREAD**0.5, c.colours / COLOUR_SPREAD], 1) for c in (a, b))
+    halves = [-0.5 * side.square().sum(1) for side in (one, other)]
+    size = torch.log(b.area / (2 * math.pi * sigma**2))
+    return torch.addmm(halves[1] + size, one, other.T).add_(halves[0][:, None]).exp_()
 
 
 def _balance(kernel: Tensor, ratio: Tensor, rounds: int = 6) -> tuple[Tensor, Tensor]:
@@ -156,16 +160,17 @@ def soft_displacement(source: Cloud, target: Cloud, sigma: float) -> tuple[Tenso
     Returns:
         displacements [N, 3], matched shares in [0, 1] [N].
     """
-    kernel = _affinity(source, target, sigma)
-    row, column = _balance(kernel, source.area.mean() / target.area.clamp_min(1e-30))
-    plan = kernel * row[:, None] * column
-    share = plan.sum(1)
-    own = _affinity(source, source, sigma)
-    own_row, own_column = _balance(own, torch.ones_like(source.area))
-    own_plan = own * own_row[:, None] * own_column
-    mean = (plan @ target.points) / share.clamp_min(1e-12)[:, None]
-    own_mean = (own_plan @ source.points) / own_plan.sum(1, keepdim=True).clamp_min(1e-12)
+    mean, share = _transported(source, target, sigma, source.area.mean() / target.area.clamp_min(1e-30))
+    own_mean, _ = _transported(source, source, sigma, torch.ones_like(source.area))
     return mean - own_mean, share.clamp_max(1.0)
+
+
+def _transported(source: Cloud, target: Cloud, sigma: float, ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean place [N, 3] where balanced mass of each source point goes, and how much of it goes anywhere [N]; `ratio` as in `_balance`."""
+    kernel = _affinity(source, target, sigma)
+    row, column = _balance(kernel, ratio)
+    sums = row[:, None] * (kernel @ (column[:, None] * torch.cat([torch.ones_like(column)[:, None], target.points], 1)))
+    return sums[:, 1:] / sums[:, :1].clamp_min(1e-12), sums[:, 0]
 
 
 def point_areas(points: Tensor, neighbours: int = 8) -> Tensor:
