@@ -43,7 +43,7 @@ class Options:
     min_cosine: float = 0.3
     tangential: float = 0.05
     colour: float = 1.0
-    normal: float = 0.3
+    normal: float = 0.6
     soft_iterations: int = 12
     soft_points: int = 1000
     soft_start: float = 3.0
