@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -61,11 +60,16 @@ class Skeleton:
     spacing: float
     vertices: Tensor
     anchors: Tensor
+    _at_rest: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @cached_property
-    def rest_tree(self) -> NearestPoints:
-        """The vertices at rest, to be searched."""
-        return NearestPoints(self.vertices)
+    def nearest_at_rest(self, resolution: int) -> Tensor:
+        """Nearest vertex of each cell of canonical space, i32 [G, G, G], -1 far from all; found once per resolution, for it never moves."""
+        if resolution not in self._at_rest:
+            grid = torch.full((resolution,) * 3, -1, dtype=torch.int32, device=self.vertices.device)
+            rows = _splat(self.vertices, resolution, REST_BAND).reshape(-1).nonzero()[:, 0]
+            grid.reshape(-1)[rows] = NearestPoints(self.vertices).query(cell_centres(resolution).to(grid.device)[rows])[1][:, 0].int()
+            self._at_rest[resolution] = grid
+        return self._at_rest[resolution]
 
     def strains(self, rotations: Tensor, translations: Tensor) -> Tensor:
         """As-rigid-as-possible residuals of a motion, both directions: where one node expects the other, minus where that is [2, F, E, 3]."""
@@ -96,7 +100,7 @@ class LiveSpace:
     Attributes:
         occupied: bool [F, G, G, G].
         seeds: canonical vertex of each cell, i32 [F, G, G, G, 2], -1 for none.
-        rest: nearest canonical vertex of each cell of canonical space, i32 [G, G, G], -1 far from all.
+        rest: `Skeleton.nearest_at_rest`.
     """
 
     def __init__(self, skeleton: Skeleton, rotations: Tensor, translations: Tensor, resolution: int, band_cells: int = 2):
@@ -114,21 +118,12 @@ class LiveSpace:
             live, jacobian = blend_with_jacobian(skeleton.vertices, skeleton.anchors, skeleton.nodes, skeleton.radii, rotations, translations, frame)
             self.live.append(live)
             self.inverse_jacobian.append(_safe_inverse(jacobian))
-            occupied = self._splat(live, band_cells)
+            occupied = _splat(live, resolution, band_cells)
             rows = occupied.reshape(-1).nonzero()[:, 0]
             self.occupied[f] = occupied
             self.seeds[f].reshape(-1, 2)[rows] = _two_seeds(centres[rows], live, skeleton.vertices, sparse, 2 / resolution)
         self.live, self.inverse_jacobian = torch.stack(self.live), torch.stack(self.inverse_jacobian)
-        self.rest = torch.full((resolution,) * 3, -1, dtype=torch.int32, device=device)
-        rows = self._splat(skeleton.vertices, REST_BAND).reshape(-1).nonzero()[:, 0]
-        self.rest.reshape(-1)[rows] = skeleton.rest_tree.query(centres[rows])[1][:, 0].int()
-
-    def _splat(self, points: Tensor, band: int) -> Tensor:
-        cell = ((points + 1) * (self.resolution / 2)).long()
-        cell = cell[((cell >= 0) & (cell < self.resolution)).all(1)]
-        grid = torch.zeros((self.resolution,) * 3, dtype=torch.bool, device=points.device)
-        grid[cell[:, 0], cell[:, 1], cell[:, 2]] = True
-        return dilate(grid, band)
+        self.rest = skeleton.nearest_at_rest(resolution)
 
     def seed(self, x: Tensor, frame: Tensor, which: int) -> Tensor:
         """Canonical vertex [N] to start from at live points [N, 3] of frames [N]; -1 where there is none."""
@@ -152,6 +147,15 @@ class LiveSpace:
         at_rest = torch.linalg.vector_norm(canonical - self.skeleton.vertices[vertex], dim=-1)
         now = torch.linalg.vector_norm(x - self.live[frame, vertex], dim=-1)
         return known & (now < MOST_STRETCH * at_rest + FOREIGN_CELLS * 2 / self.resolution)
+
+
+def _splat(points: Tensor, resolution: int, band: int) -> Tensor:
+    """Cells of [-1, 1]^3 with a point in them, and `band` cells around, bool [G, G, G]."""
+    cell = ((points + 1) * (resolution / 2)).long()
+    cell = cell[((cell >= 0) & (cell < resolution)).all(1)]
+    grid = torch.zeros((resolution,) * 3, dtype=torch.bool, device=points.device)
+    grid[cell[:, 0], cell[:, 1], cell[:, 2]] = True
+    return dilate(grid, band)
 
 
 def _two_seeds(points: Tensor, live: Tensor, rest: Tensor, sparse: Tensor, cell: float) -> Tensor:
