@@ -51,6 +51,10 @@ class Table:
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             times, peak = [math.nan] * REPEATS, math.nan
+        return self.record(operation, backend, shape, dtype, items, times, peak)
+
+    def record(self, operation: str, backend: str, shape: str, dtype: str, items: int, times: list[float], peak: float = math.nan) -> float:
+        """Record milliseconds that were measured elsewhere; returns their median."""
         quantiles = [sorted(times)[min(len(times) - 1, int(q * len(times)))] for q in (0.2, 0.5, 0.8)]
         row = [operation, backend, shape, dtype, *(f"{q:.4f}" for q in quantiles), f"{peak:.1f}", f"{peak * 2**20 / max(items, 1):.0f}"]
         row += [self.name, torch.__version__, self.commit, datetime.date.today().isoformat()]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from instant_nk.fitting.deformation_solver import Evidence, arrays, compiled, loops
 from instant_nk.geometry.neighbours import NearestPoints
 from instant_nk.io.observation import Observation
+from instant_nk.kernels._threads import each
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Target:
     colour_scale: float
     normal_scale: float
     index: NearestPoints
+    trail: Trail = field(default_factory=lambda: Trail(), repr=False, compare=False)
 
     @staticmethod
     def from_observation(observation: Observation, max_points: int, colour_scale: float, normal_scale: float, device: str = "cpu", seed: int = 0) -> Target:
@@ -84,6 +88,8 @@ def closest_both_ways(points: Tensor, normals: Tensor, colours: Tensor, target: 
     where it is longer than `max_distance`, or where it lands on the boundary of what was observed.
     """
     joint = target.features(points, normals, colours)
+    if compiled(joint):
+        return _compiled_closest(joint, points, normals, target, max_distance, min_cosine)
     pairs = []
     there = target.index.query(joint)[1][:, 0]
     pairs.append((torch.arange(len(points), device=points.device), there))
@@ -98,6 +104,87 @@ def closest_both_ways(points: Tensor, normals: Tensor, colours: Tensor, target: 
         targets.append(t[keep])
         weights.append(0.5 * share * target.confidence[t[keep]])
     return Matches(torch.cat(sources), torch.cat(targets), torch.cat(weights), len(sources[0]))
+
+
+def _compiled_closest(joint: Tensor, points: Tensor, normals: Tensor, target: Target, max_distance: float, min_cosine: float) -> Matches:
+    """`closest_both_ways` in compiled loops, which go on from the partners that were found last."""
+    body, there = arrays(joint, target.index.reference)
+    partners = target.trail.partners(body, there)
+    sides = arrays(points, normals, target.points, target.normals, target.usable, target.confidence)
+    room = len(body) + len(there)
+    source, goal, weight = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room)
+    balance = len(body) / max(len(there), 1)  # both directions weigh the same whatever the numbers of points
+    forward = count = 0
+    for by_target, share in ((False, 1.0), (True, balance)):
+        forward, more = count, (source[count:], goal[count:], weight[count:])
+        count += loops().gate(by_target, partners[by_target], *sides, max_distance, min_cosine, share, *more)
+    return Matches(*(torch.from_numpy(x[:count]) for x in (source, goal, weight)), forward)
+
+
+class Trail:
+    """Which partners two clouds had when they were last searched: where the next search begins, without a say in what it finds."""
+
+    def __init__(self):
+        self.goal = None  # tree over the observation
+        self.known: dict[int, tuple] = {}  # by the body's number of points: tree over them, partners on either side
+
+    def partners(self, body: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nearest observed point of each of the body's points and the reverse, i64 [N] and [P]."""
+        from instant_nk.geometry.search_tree import SearchTree
+
+        if self.goal is None:
+            self.goal = SearchTree(there)
+        if len(body) in self.known:
+            tree, ahead, back = self.known[len(body)]
+            tree.fit(body)
+        else:
+            tree, ahead, back = SearchTree(body), None, None
+        ahead, back = self.goal.query(body, 1, ahead)[1][:, 0], tree.query(there, 1, back)[1][:, 0]
+        self.known[len(body)] = tree, ahead, back
+        return ahead, back
+
+
+def planes(live: Tensor, normals: Tensor, target: Target, matches: Matches) -> tuple[Tensor, Tensor]:
+    """Directions [Q, 3] and signed distances [Q] of the symmetric point-to-plane residual."""
+    if compiled(live):
+        rows, residual, _ = (torch.from_numpy(x) for x in _compiled_planes(live, normals, target, matches))
+        return rows, residual
+    rows = normals[matches.source] + target.normals[matches.target]
+    rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-9)
+    return rows, (rows * (live[matches.source] - target.points[matches.target])).sum(-1)
+
+
+def _compiled_planes(live: Tensor, normals: Tensor, target: Target, matches: Matches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`planes`, and the lengths of the pairs [Q]."""
+    count = len(matches.source)
+    result = np.empty((count, 3)), np.empty(count), np.empty(count)
+    loops().pair_planes(*arrays(matches.source, matches.target, live, normals, target.points, target.normals), *result)
+    return result
+
+
+def pull(
+    evidence: Evidence, live: Tensor, normals: Tensor, target: Target, matches: Matches, whole: Tensor, least_scale: float, widening: float, tangential: float
+) -> None:
+    """Add the matches to the evidence: point-to-plane terms and, `tangential` times as heavy, point-to-point ones, under Welsch's kernel.
+
+    Args:
+        whole: weight of each of the body's points, [N].
+        least_scale: the kernel's scale is twice the median distance, at least this; `widening` times that in any case.
+    """
+    if compiled(live):
+        rows, residual, distance = _compiled_planes(live, normals, target, matches)
+        scale = max(2.0 * float(np.partition(distance, (len(distance) - 1) // 2)[(len(distance) - 1) // 2]), least_scale) * widening
+        source, goal, moved, there, share, given = arrays(matches.source, matches.target, live, target.points, matches.weight, whole)
+        sums = evidence.hessian.numpy(), evidence.gradient.numpy()
+        loops().pull(source, goal, moved, there, rows, residual, distance, scale, share, given, tangential, *sums)
+        return
+    difference = live[matches.source] - target.points[matches.target]
+    distance = difference.norm(dim=-1)
+    scale = max(2.0 * float(distance.median()), least_scale) * widening
+    weight = matches.weight * whole[matches.source] * welsch(distance, scale)
+    rows, residual = planes(live, normals, target, matches)
+    evidence.add_directions(matches.source, rows, residual, weight)
+    evidence.add_positions(matches.source, difference, tangential * weight)
 
 
 def welsch(distance: Tensor, scale: float) -> Tensor:
@@ -121,6 +208,7 @@ class Cloud:
 
 NORMAL_SPREAD = 0.5  # soft assignment: scale of (1 - cosine) between normals
 COLOUR_SPREAD = 0.2  # soft assignment: standard deviation of colour differences between the same point at two frames
+ROUNDS = 6  # of balancing rows and columns
 OUTLIER = 0.4  # soft assignment: share of a full match at which a point counts as half matched; what has no partner must be allowed to stay alone
 
 
@@ -136,7 +224,7 @@ def _affinity(a: Cloud, b: Cloud, sigma: float) -> Tensor:
     return torch.addmm(halves[1] + size, one, other.T).add_(halves[0][:, None]).exp_()
 
 
-def _balance(kernel: Tensor, ratio: Tensor, rounds: int = 6) -> tuple[Tensor, Tensor]:
+def _balance(kernel: Tensor, ratio: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]:
     """Row and column scalings that let every point give and take its own area at most (Sinkhorn with an outlier bin).
 
     Args:
@@ -160,6 +248,8 @@ def soft_displacement(source: Cloud, target: Cloud, sigma: float) -> tuple[Tenso
     Returns:
         displacements [N, 3], matched shares in [0, 1] [N].
     """
+    if compiled(source.points):
+        return _compiled_displacement(source, target, sigma)
     mean, share = _transported(source, target, sigma, source.area.mean() / target.area.clamp_min(1e-30))
     own_mean, _ = _transported(source, source, sigma, torch.ones_like(source.area))
     return mean - own_mean, share.clamp_max(1.0)
@@ -173,8 +263,48 @@ def _transported(source: Cloud, target: Cloud, sigma: float, ratio: Tensor) -> t
     return sums[:, 1:] / sums[:, :1].clamp_min(1e-12), sums[:, 0]
 
 
+def _compiled_displacement(source: Cloud, target: Cloud, sigma: float) -> tuple[Tensor, Tensor]:
+    """`soft_displacement` in compiled loops and single precision, both transports side by side."""
+    middle = target.points.mean(0)
+    one, other = (_features(cloud, middle, sigma) for cloud in (source, target))
+    own = (source.area / source.area).numpy(), source.area.numpy()
+    goal = (source.area.mean() / target.area.clamp_min(1e-30)).numpy(), target.area.numpy()
+    found: list = [None, None]
+
+    def transport(which: int, features: np.ndarray, ratio: np.ndarray, area: np.ndarray) -> None:
+        found[which] = _compiled_transport(one, features, ratio, area, sigma)
+
+    each([partial(transport, 0, other, *goal), partial(transport, 1, one, *own)])
+    (mean, share), (own_mean, _) = found
+    shift = sigma * (mean.astype(np.float64) - own_mean)
+    return torch.from_numpy(shift), torch.from_numpy(share.astype(np.float64)).clamp_max(1.0)
+
+
+def _features(cloud: Cloud, middle: Tensor, sigma: float) -> np.ndarray:
+    """Coordinates f32 [N, 9] in which half the squared distance is the exponent of `_affinity`; the first three are places around `middle`."""
+    points, normals, colours = arrays(cloud.points - middle, cloud.normals, cloud.colours)
+    return np.concatenate([points / sigma, normals / NORMAL_SPREAD**0.5, colours / COLOUR_SPREAD], 1).astype(np.float32)
+
+
+def _compiled_transport(one: np.ndarray, other: np.ndarray, ratio: np.ndarray, area: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """`_transported` in units of sigma around the common middle, f32."""
+    rows, columns = len(one), len(other)
+    kernel, row, column = np.empty((rows, columns), np.float32), np.empty(rows, np.float32), np.empty(columns, np.float32)
+    share, mean = np.empty(rows, np.float32), np.empty((rows, 3), np.float32)
+    turned, run = np.ascontiguousarray(other.T), loops()
+    run.affinity(one, turned, np.log(area / (2 * math.pi * sigma**2)).astype(np.float32), kernel)
+    run.balance(kernel, ratio.astype(np.float32), np.float32(OUTLIER), ROUNDS, row, column)
+    run.carried(kernel, row, column, turned[:3], share, mean)
+    return mean, share
+
+
 def point_areas(points: Tensor, neighbours: int = 8) -> Tensor:
     """Surface area each of many scattered points stands for, from the distance to its k-th neighbour, [N]."""
     k = min(neighbours, len(points) - 1)
+    if compiled(points):
+        from instant_nk.geometry.search_tree import SearchTree
+
+        reference = arrays(points)[0]
+        return math.pi / max(k, 1) * torch.from_numpy(SearchTree(reference).query(reference, k + 1)[0][:, k])
     distance = NearestPoints(points).query(points, k + 1)[0][:, k]
     return math.pi * distance.square() / max(k, 1)

@@ -2,28 +2,33 @@
 
 Every piece of evidence (surfaces, silhouettes, colours) arrives as a quadratic in the position of surface points: a 3x3 matrix
 and a 3-vector per point. The solver carries it to the nodes' twists (left-multiplicative, about each node), adds rigidity, and
-solves the block-sparse normal equations: banded or sparse Cholesky on the CPU, dense Cholesky on the GPU. All lengths are in
+solves the block-sparse normal equations: sparse Cholesky on the CPU, dense Cholesky on the GPU. All lengths are in
 units of the caller; weights are normalised so that data and rigidity of one node balance whatever the number of points.
+On the CPU, compiled loops (`solver_loops`) do what the torch code here defines.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from instant_nk.errors import NumericalError
+from instant_nk.fitting.block_cholesky import BlockCholesky
 from instant_nk.geometry import surface
 from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
+from instant_nk.kernels._threads import each, over_rows
 from instant_nk.models.deformation_graph import coarsen, skinning_weights
 
 COARSE_NODES = 80  # nodes of the coarse level: limbs and their joints, whatever the resolution of the graph
 COARSE_POINTS = 1200
 TORN_STRETCH = 0.5  # lengthening, of the canonical length, at which a coarse edge holds a quarter of what it did: parts that touched have come apart
+LEAST_PAIRS = 8192  # pairs of a point's anchors worth a thread of their own
 NEGLIGIBLE = 0.01  # anchors below this weight are left out of the points the solver uses (not out of the mesh)
 
 
@@ -121,6 +126,8 @@ class Body:
 
     def warp_normals(self, pose: Pose) -> Tensor:
         """Live normals of the surface points, unit, [N, 3]."""
+        if compiled(self.normals):
+            return per_row(loops().warp_normals, self.normals, self.anchors, self.weights, pose.rotations)
         blended = small_matmul(self.weights[:, None], pose.rotations.reshape(-1, 9)[self.anchors]).reshape(-1, 3, 3)
         turned = small_matmul(blended, self.normals[..., None]).squeeze(-1)
         return turned / turned.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -192,9 +199,40 @@ def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share:
     return np.where(name < 0, name[:, :1], name), total / total.sum(1, keepdims=True)
 
 
+def loops():
+    """The compiled loops, loaded when the first CPU tensor arrives."""
+    from instant_nk.fitting import solver_loops
+
+    return solver_loops
+
+
+def compiled(tensor: Tensor) -> bool:
+    """Whether the compiled loops serve tensors like this one."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float64
+
+
+def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(t.detach().contiguous().numpy() for t in tensors)
+
+
+def per_row(loop, *inputs: Tensor, shape: tuple[int, ...] = (3,)) -> Tensor:
+    """What a compiled loop `loop(first, last, *inputs, result)` writes, f64 [N, *shape]; N rows of the first input."""
+    result = np.empty((len(inputs[0]), *shape))
+    given = arrays(*inputs)
+    over_rows(len(result), lambda first, last: loop(first, last, *given, result))
+    return torch.from_numpy(result)
+
+
+def _shift(nodes: Tensor, pose: Pose) -> Tensor:
+    """`g_k + t_k - R_k g_k`, [M, 3]."""
+    return nodes + pose.translations - small_matmul(pose.rotations, nodes[..., None]).squeeze(-1)
+
+
 def warp(points: Tensor, anchors: Tensor, weights: Tensor, nodes: Tensor, pose: Pose) -> Tensor:
     """`sum_k w_k (R_k (x - g_k) + g_k + t_k)`: canonical points [N, 3] carried to the live frame."""
-    shift = nodes + pose.translations - small_matmul(pose.rotations, nodes[..., None]).squeeze(-1)
+    shift = _shift(nodes, pose)
+    if compiled(points):
+        return per_row(loops().warp, points, anchors, weights, pose.rotations, shift)
     affine = torch.cat([pose.rotations, shift[..., None]], -1).reshape(-1, 12)
     blended = small_matmul(weights[:, None], affine[anchors]).reshape(-1, 3, 4)
     return small_matmul(blended[..., :3], points[..., None]).squeeze(-1) + blended[..., 3]
@@ -205,7 +243,10 @@ def wholeness(body: Body, pose: Pose) -> Tensor:
 
     Such a point lies where parts were joined that have come apart; wherever it is drawn, it holds one of them back.
     """
-    shift = body.nodes + pose.translations - small_matmul(pose.rotations, body.nodes[..., None]).squeeze(-1)
+    shift = _shift(body.nodes, pose)
+    if compiled(body.points):
+        spread = per_row(loops().spread, body.points, body.anchors, body.weights, pose.rotations, shift, shape=())
+        return body.whole / (1 + spread / body.spacing**2) ** 2
     wanted = small_matmul(pose.rotations[body.anchors], body.points[:, None, :, None]).squeeze(-1) + shift[body.anchors]
     spread = (body.weights * (wanted - body.warp(pose)[:, None]).square().sum(-1)).sum(1)
     return body.whole / (1 + spread / body.spacing**2) ** 2
@@ -240,7 +281,8 @@ class Pattern:
         blocks: node pairs a <= b that may be non-zero, i64 [U, 2].
         edge_block: block of each edge's pair, i64 [E].
         diagonal: block of each node's own pair, i64 [M].
-        band: layout of the banded solver (CPU only).
+        first: where each block's pairs begin, i64 [U + 1].
+        plan: the sparse factorisation's (CPU only).
     """
 
     left: Tensor
@@ -249,7 +291,8 @@ class Pattern:
     blocks: Tensor
     edge_block: Tensor
     diagonal: Tensor
-    band: tuple[np.ndarray, np.ndarray, int] | None
+    first: Tensor
+    plan: BlockCholesky | None
 
     @staticmethod
     def build(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray, device: str) -> Pattern:
@@ -271,26 +314,9 @@ class Pattern:
         return Pattern(
             index((point * k + i[slot])[order]), index((point * k + j[slot])[order]), index(target[order]), index(blocks),
             index(np.searchsorted(unique, pairs[:, 0] * m + pairs[:, 1])), index(np.searchsorted(unique, np.arange(m) * (m + 1))),
-            _band(m, blocks) if torch.device(device).type == "cpu" else None,
+            index(np.searchsorted(target[order], np.arange(len(unique) + 1))),
+            BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if torch.device(device).type == "cpu" else None,
         )  # fmt: skip
-
-
-def _band(m: int, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Order of the 6M unknowns with small bandwidth, flat position of every block entry in LAPACK's lower band storage, bandwidth."""
-    from scipy import sparse
-    from scipy.sparse import csgraph
-
-    graph = sparse.coo_matrix((np.ones(len(blocks)), (blocks[:, 0], blocks[:, 1])), shape=(m, m))
-    order = csgraph.reverse_cuthill_mckee((graph + graph.T).tocsr(), symmetric_mode=True)
-    place = np.empty(m, np.int64)
-    place[order] = np.arange(m)
-    row = 6 * place[blocks[:, 0]][:, None, None] + np.arange(6)[:, None]
-    col = 6 * place[blocks[:, 1]][:, None, None] + np.arange(6)[None, :]
-    low, high = np.minimum(row, col), np.maximum(row, col)
-    width = int((high - low).max())
-    position = (high - low) * (6 * m) + low
-    unknown = (6 * order[:, None] + np.arange(6)).ravel()
-    return position, unknown, width
 
 
 @dataclass
@@ -307,22 +333,34 @@ class Evidence:
 
     @staticmethod
     def none(body: Body) -> Evidence:
+        if compiled(body.points):  # numpy's zeros are pages that the system clears when they are first written to
+            return Evidence(torch.from_numpy(np.zeros((len(body.points), 3, 3))), torch.from_numpy(np.zeros((len(body.points), 3))))
         return Evidence(body.points.new_zeros(len(body.points), 3, 3), torch.zeros_like(body.points))
 
     def add_directions(self, index: Tensor, rows: Tensor, residual: Tensor, weight: Tensor) -> None:
         """Add `weight (residual + rows . d)^2 / 2` for points `index`; rows [Q, 3], residual and weight [Q]."""
+        if compiled(self.hessian):
+            loops().add_directions(*arrays(index, rows, residual, weight), self.hessian.numpy(), self.gradient.numpy())
+            return
         scaled = weight[:, None] * rows
         self.hessian.index_add_(0, index, scaled[:, :, None] * rows[:, None, :])
         self.gradient.index_add_(0, index, scaled * residual[:, None])
 
     def add_positions(self, index: Tensor, difference: Tensor, weight: Tensor) -> None:
         """Add `weight |difference + d|^2 / 2` for points `index`; difference [Q, 3] is live position minus wanted position."""
+        if compiled(self.hessian):
+            loops().add_positions(*arrays(index, difference, weight), self.hessian.numpy(), self.gradient.numpy())
+            return
         self.hessian.index_add_(0, index, weight[:, None, None] * torch.eye(3, dtype=weight.dtype, device=weight.device))
         self.gradient.index_add_(0, index, weight[:, None] * difference)
 
 
 def rigidity_errors(body: Body, pose: Pose) -> tuple[Tensor, Tensor]:
     """As-rigid-as-possible residuals of each edge (i, j): where i's frame expects j, minus where j is, and the reverse; [E, 3] each."""
+    if compiled(body.nodes):
+        forward, backward = np.empty((len(body.edge), 3)), np.empty((len(body.edge), 3))
+        loops().edge_errors(*arrays(body.edge, body.nodes, pose.rotations, pose.translations), forward, backward)
+        return torch.from_numpy(forward), torch.from_numpy(backward)
     i, j = body.edge.unbind(1)
     rest = body.nodes[j] - body.nodes[i]
     live = rest + pose.translations[j] - pose.translations[i]
@@ -331,12 +369,18 @@ def rigidity_errors(body: Body, pose: Pose) -> tuple[Tensor, Tensor]:
 
 def rigidity_energy(body: Body, pose: Pose, weight: Tensor) -> Tensor:
     """`sum_e weight_e (|forward|^2 + |backward|^2) / 2`."""
+    if compiled(body.nodes):
+        return torch.tensor(loops().edge_energy(*arrays(body.edge, body.nodes, pose.rotations, pose.translations, weight)), dtype=torch.float64)
     forward, backward = rigidity_errors(body, pose)
     return 0.5 * (weight * (forward.square().sum(-1) + backward.square().sum(-1))).sum()
 
 
 def edge_weights(body: Body, pose: Pose, rigidity: float, softening: float) -> Tensor:
     """Weight of each edge's rigidity term: stiffness, relaxed (Geman-McClure) where the strain exceeds `softening`, so that joints bend."""
+    if compiled(body.nodes):
+        weight = np.empty(len(body.edge))
+        loops().relaxed(*arrays(body.edge, body.nodes, pose.rotations, pose.translations, body.stiffness), rigidity, softening, weight)
+        return torch.from_numpy(weight)
     forward, backward = rigidity_errors(body, pose)
     rest = (body.nodes[body.edge[:, 1]] - body.nodes[body.edge[:, 0]]).square().sum(-1).clamp_min(1e-20)
     strain = 0.5 * (forward.square().sum(-1) + backward.square().sum(-1)) / rest
@@ -345,6 +389,8 @@ def edge_weights(body: Body, pose: Pose, rigidity: float, softening: float) -> T
 
 def _normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Upper blocks [U, 6, 6] and right-hand side [M, 6] of the Gauss-Newton system in twists (omega, tau) about the nodes."""
+    if compiled(body.points):
+        return _compiled_normal_equations(body, pose, evidence, edge_weight)
     pattern, m = body.pattern, len(body.nodes)
     blocks = body.points.new_zeros(len(pattern.blocks), 6, 6)
     rhs = body.points.new_zeros(m, 6)
@@ -375,10 +421,28 @@ def _normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: T
     return blocks, rhs
 
 
+def _compiled_normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`_normal_equations` in compiled loops: every block gathers what its points say, so that threads never meet."""
+    pattern, run = body.pattern, loops()
+    blocks, rhs = np.zeros((len(pattern.blocks), 6, 6)), np.zeros((len(body.nodes), 6))
+    arm, weights, hessian = arrays(
+        per_row(run.arms, body.points, body.anchors, body.nodes, pose.rotations, shape=(body.anchors.shape[1], 3)), body.weights, evidence.hessian
+    )
+    first, left, right = arrays(pattern.first, pattern.left, pattern.right)
+    pieces = min(torch.get_num_threads(), max(1, len(left) // LEAST_PAIRS))
+    edges = np.searchsorted(first, np.arange(pieces + 1) * len(left) // pieces)  # about as many pairs in each piece
+    edges[0], edges[-1] = 0, len(blocks)
+    each([partial(run.point_blocks, a, b, first, left, right, arm, weights, hessian, blocks) for a, b in zip(edges[:-1], edges[1:])])
+    run.point_forces(*arrays(body.anchors), weights, arm, *arrays(evidence.gradient), rhs)
+    structure = arrays(body.edge, pattern.diagonal, pattern.edge_block, body.nodes, pose.rotations, pose.translations, edge_weight)
+    run.edge_blocks(*structure, blocks, rhs)
+    return torch.from_numpy(blocks), torch.from_numpy(rhs)
+
+
 def _solve(body: Body, blocks: Tensor, rhs: Tensor) -> Tensor:
     """Solve the block system for the twists [M, 6]."""
     m = len(body.nodes)
-    if body.pattern.band is None:
+    if body.pattern.plan is None:
         a, b = body.pattern.blocks.unbind(1)
         dense = blocks.new_zeros(m, m, 6, 6)
         dense[b, a] = blocks.transpose(-1, -2)
@@ -387,22 +451,18 @@ def _solve(body: Body, blocks: Tensor, rhs: Tensor) -> Tensor:
         if int(info):
             raise NumericalError("registration: the normal equations are not positive definite. Raise registration.rigidity_weight.")
         return torch.cholesky_solve(rhs.reshape(-1, 1), factor).reshape(m, 6)
-    from scipy.linalg import LinAlgError, solveh_banded
-
-    position, unknown, width = body.pattern.band
-    band = np.zeros((width + 1, 6 * m))
-    band.reshape(-1)[position.reshape(-1)] = blocks.numpy().reshape(-1)
-    try:
-        solution = solveh_banded(band, rhs.numpy().reshape(-1)[unknown], overwrite_ab=True, lower=True, check_finite=False)
-    except LinAlgError:
-        raise NumericalError("registration: the normal equations are not positive definite. Raise registration.rigidity_weight.") from None
-    result = np.empty(6 * m)
-    result[unknown] = solution
-    return torch.from_numpy(result).reshape(m, 6)
+    solution = body.pattern.plan.solve(*arrays(blocks, rhs))
+    if solution is None:
+        raise NumericalError("registration: the normal equations are not positive definite. Raise registration.rigidity_weight.")
+    return torch.from_numpy(solution)
 
 
 def apply_twists(pose: Pose, twists: Tensor) -> Pose:
     """Pose after left-multiplying each node's rotation by exp(omega) and shifting it by tau."""
+    if compiled(twists):
+        turned, moved = np.empty((len(twists), 3, 3)), np.empty((len(twists), 3))
+        loops().turn_nodes(*arrays(twists), 1.0, *arrays(pose.rotations, pose.translations), turned, moved)
+        return Pose(torch.from_numpy(turned), torch.from_numpy(moved))
     return Pose(small_matmul(so3_exp(twists[:, :3]), pose.rotations), pose.translations + twists[:, 3:])
 
 
@@ -431,16 +491,19 @@ def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, dampin
     length = 1.0
     for _ in range(tries):
         trial = apply_twists(pose, length * twists)
-        d = body.warp(trial) - start
-        energy = (
-            0.5 * (d * small_matmul(evidence.hessian, d[..., None]).squeeze(-1)).sum()
-            + (evidence.gradient * d).sum()
-            + rigidity_energy(body, trial, edge_weight)
-        )
-        if float(energy) <= before:
+        if float(_evidence_energy(body, trial, evidence, start) + rigidity_energy(body, trial, edge_weight)) <= before:
             return trial, length
         length *= 0.5
     return pose, 0.0
+
+
+def _evidence_energy(body: Body, trial: Pose, evidence: Evidence, start: Tensor) -> Tensor:
+    """The evidence's quadratic where the trial pose brings the points; `start` is where they were, [N, 3]."""
+    if compiled(body.points):
+        inputs = (body.points, body.anchors, body.weights, trial.rotations, _shift(body.nodes, trial), start, evidence.hessian, evidence.gradient)
+        return per_row(loops().point_energy, *inputs, shape=()).sum()
+    d = body.warp(trial) - start
+    return 0.5 * (d * small_matmul(evidence.hessian, d[..., None]).squeeze(-1)).sum() + (evidence.gradient * d).sum()
 
 
 def orthonormal(pose: Pose) -> Pose:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, point_areas, soft_displacement, welsch
+from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, planes, point_areas, pull, soft_displacement
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, wholeness
 from instant_nk.fitting.image_evidence import Appearance, FrameImages, Shell, Views, add_colours, add_silhouettes, look
-from instant_nk.fitting.rigid_alignment import align, misfit, planes
+from instant_nk.fitting.rigid_alignment import align, misfit
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
 LOST_COVERAGE = 0.75  # share of observed points that must be explained
@@ -85,13 +85,8 @@ def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, p
     evidence = Evidence.none(body)
     if not len(matches.source):
         return evidence
-    difference = live[matches.source] - target.points[matches.target]
-    distance = difference.norm(dim=-1)
-    scale = max(2.0 * float(distance.median()), 0.05 * body.spacing) * (1 + 2 * (1 - progress))
-    weight = matches.weight * wholeness(body, pose)[matches.source] * welsch(distance, scale) * (len(body.nodes) / len(body.points))
-    rows, residual = planes(live, normals, target, matches)
-    evidence.add_directions(matches.source, rows, residual, weight)
-    evidence.add_positions(matches.source, difference, options.tangential * weight)
+    whole = wholeness(body, pose) * (len(body.nodes) / len(body.points))
+    pull(evidence, live, normals, target, matches, whole, 0.05 * body.spacing, 1 + 2 * (1 - progress), options.tangential)
     return evidence
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Matches, Target, closest_both_ways, welsch
+from instant_nk.fitting.correspondences import Target, closest_both_ways, planes, welsch
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.geometry.neighbours import NearestPoints
 from instant_nk.geometry.rotations import project_to_so3, so3_exp
@@ -15,13 +15,6 @@ from instant_nk.geometry.rotations import project_to_so3, so3_exp
 POINTS = 400  # of the surface and of the observation, enough for six unknowns
 TURNS_DEG = (60.0, 120.0, 180.0, 240.0, 300.0)  # about each principal axis
 HOPELESS = 0.4  # misfit above which other orientations are tried
-
-
-def planes(live: Tensor, normals: Tensor, target: Target, matches: Matches) -> tuple[Tensor, Tensor]:
-    """Directions [Q, 3] and signed distances [Q] of the symmetric point-to-plane residual."""
-    rows = normals[matches.source] + target.normals[matches.target]
-    rows = rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-9)
-    return rows, (rows * (live[matches.source] - target.points[matches.target])).sum(-1)
 
 
 def misfit(points: Tensor, normals: Tensor, colours: Tensor, target: Target, scale: float) -> float:

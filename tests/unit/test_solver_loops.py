@@ -1,0 +1,141 @@
+"""The compiled loops of the registration against the torch code that defines them, and the sparse factorisation against a dense one."""
+
+import numpy as np
+import pytest
+import torch
+
+from instant_nk.fitting import correspondences, deformation_solver
+from instant_nk.fitting.block_cholesky import BlockCholesky
+from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, apply_twists
+from instant_nk.geometry.search_tree import SearchTree
+from instant_nk.models import deformation_graph
+from tests.unit.shapes import mesh_of, observed, tube
+
+
+@pytest.fixture(scope="module")
+def body():
+    vertices, faces = tube()
+    return Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=60), mesh_of(vertices, faces), 3000)
+
+
+@pytest.fixture(scope="module")
+def pose(body):
+    torch.manual_seed(0)
+    return apply_twists(Pose.identity(body), 0.2 * torch.randn(len(body.nodes), 6, dtype=torch.float64))
+
+
+def evidence_at(body, pose):
+    torch.manual_seed(1)
+    evidence = Evidence.none(body)
+    index = torch.randint(len(body.points), (4000,))
+    rows, weight = torch.randn(4000, 3, dtype=torch.float64), torch.rand(4000, dtype=torch.float64)
+    evidence.add_directions(index, rows, torch.randn(4000, dtype=torch.float64), weight)
+    evidence.add_positions(index[:900], torch.randn(900, 3, dtype=torch.float64), weight[:900])
+    return evidence
+
+
+def results(body, pose):
+    """Everything that has both a compiled and a torch form."""
+    evidence = evidence_at(body, pose)
+    torch.manual_seed(2)
+    twists = 0.1 * torch.randn(len(body.nodes), 6, dtype=torch.float64)
+    twists[0] = 0
+    weight = deformation_solver.edge_weights(body, pose, 0.7, 0.5)
+    blocks, rhs = deformation_solver._normal_equations(body, pose, evidence, weight)
+    trial = apply_twists(pose, twists)
+    return {
+        "warp": body.warp(pose), "normals": body.warp_normals(pose), "wholeness": deformation_solver.wholeness(body, pose), "hessian": evidence.hessian,
+        "gradient": evidence.gradient, "edges": weight, "errors": torch.cat(deformation_solver.rigidity_errors(body, pose)), "blocks": blocks, "rhs": rhs,
+        "rotations": trial.rotations, "translations": trial.translations, "rigidity": deformation_solver.rigidity_energy(body, trial, weight),
+        "energy": deformation_solver._evidence_energy(body, trial, evidence, body.warp(pose)),
+    }  # fmt: skip
+
+
+def test_every_loop_does_what_torch_defines(body, pose, monkeypatch):
+    compiled = results(body, pose)
+    monkeypatch.setattr(deformation_solver, "compiled", lambda tensor: False)
+    defined = results(body, pose)
+    for name, value in defined.items():
+        assert torch.allclose(compiled[name], value, rtol=1e-10, atol=1e-12 * float(value.abs().max())), name
+
+
+def test_matches_are_those_of_the_definition_also_after_the_body_moved(body, pose, monkeypatch):
+    vertices, faces = tube()
+    target = correspondences.Target.from_observation(observed(vertices, faces, vertices, coloured=True), 1500, 0.1, 0.05)
+    for k in range(3):  # the second and third search begin from the partners of the one before
+        live = body.warp(pose) + 0.01 * k
+        found = correspondences.closest_both_ways(live, body.warp_normals(pose), body.colours, target, 0.3, 0.3)
+        with monkeypatch.context() as m:
+            m.setattr(correspondences, "compiled", lambda tensor: False)
+            wanted = correspondences.closest_both_ways(live, body.warp_normals(pose), body.colours, target, 0.3, 0.3)
+        assert found.forward == wanted.forward and len(found.source) > 500
+        for name in ("source", "target", "weight"):
+            assert torch.equal(getattr(found, name), getattr(wanted, name))
+
+
+def test_evidence_of_matches_is_that_of_the_definition(body, pose, monkeypatch):
+    vertices, faces = tube()
+    target = correspondences.Target.from_observation(observed(vertices, faces, vertices, coloured=True), 1500, 0.1, 0.05)
+    live, normals = body.warp(pose), body.warp_normals(pose)
+    matches = correspondences.closest_both_ways(live, normals, body.colours, target, 0.5, 0.0)
+    sums = []
+    for compiled in (True, False):
+        monkeypatch.setattr(correspondences, "compiled", lambda tensor, compiled=compiled: compiled)
+        evidence = Evidence.none(body)
+        correspondences.pull(evidence, live, normals, target, matches, body.whole, 0.01, 1.5, 0.05)
+        sums.append(evidence)
+    assert torch.allclose(sums[0].hessian, sums[1].hessian, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(sums[0].gradient, sums[1].gradient, rtol=1e-10, atol=1e-12)
+
+
+def test_soft_assignment_in_single_precision_is_that_in_double(body, monkeypatch):
+    torch.manual_seed(3)
+    clouds = []
+    for shift in (0.0, 0.1):
+        points = body.points[:700] + shift
+        clouds.append(correspondences.Cloud(points, body.normals[:700], body.colours[:700], correspondences.point_areas(points)))
+    for sigma in (0.5, 0.1):
+        found, share = correspondences.soft_displacement(*clouds, sigma)
+        with monkeypatch.context() as m:
+            m.setattr(correspondences, "compiled", lambda tensor: False)
+            wanted, wanted_share = correspondences.soft_displacement(*clouds, sigma)
+        assert float((found - wanted).abs().max()) < 1e-5 * sigma and float((share - wanted_share).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("m", [1, 2, 9, 150])
+def test_the_sparse_factorisation_solves_what_a_dense_one_solves(m, threads):
+    rng = np.random.default_rng(m)
+    pairs = np.sort(rng.integers(0, m, (3 * m, 2)), axis=1)
+    blocks = np.unique(np.concatenate([pairs, np.stack([np.arange(m)] * 2, 1)]), axis=0)
+    values = rng.normal(size=(len(blocks), 6, 6))
+    own = blocks[:, 0] == blocks[:, 1]
+    values[own] = values[own] + values[own].transpose(0, 2, 1) + 100 * np.eye(6)
+    dense = np.zeros((m, 6, m, 6))
+    dense[blocks[:, 1], :, blocks[:, 0]] = values.transpose(0, 2, 1)
+    dense[blocks[:, 0], :, blocks[:, 1]] = values
+    right = rng.normal(size=(m, 6))
+    plan = BlockCholesky.analyse(m, blocks, threads)
+    assert np.allclose(plan.solve(values, right).ravel(), np.linalg.solve(dense.reshape(6 * m, 6 * m), right.ravel()), rtol=1e-10, atol=1e-13)
+    assert np.array_equal(plan.solve(values, right), BlockCholesky.analyse(m, blocks, 1).solve(values, right))
+    values[own] -= 300 * np.eye(6)
+    assert plan.solve(values, right) is None
+
+
+@pytest.mark.parametrize("n, d, k", [(1, 3, 1), (5, 9, 3), (17, 9, 1), (900, 9, 1), (900, 3, 9)])
+def test_the_tree_finds_the_nearest_points_wherever_it_starts(n, d, k):
+    rng = np.random.default_rng(n)
+    points = rng.normal(size=(n, d))
+    points[n // 2 :] = np.round(points[n // 2 :], 1)  # some points coincide
+    tree = SearchTree(points)
+    for _ in range(2):
+        queries = points[rng.integers(0, n, 60)] + 0.1 * rng.normal(size=(60, d))
+        squared = ((queries[:, None] - points) ** 2).sum(-1)
+        wanted = np.sort(squared, axis=1)[:, :k]
+        found, index = tree.query(queries, k)
+        assert np.allclose(found, wanted) and np.allclose(np.take_along_axis(squared, index, 1), wanted)
+        assert all(len(set(row)) == k for row in index.tolist())
+        if k == 1:
+            assert np.array_equal(tree.query(queries, 1, rng.integers(0, n, 60))[1], index)
+        points = points + 0.3 * rng.normal(size=points.shape)
+        tree.fit(points)
