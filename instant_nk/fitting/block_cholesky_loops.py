@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 SIZE = 6
+TILE = 252  # columns worked on at a time: a number that the compiler knows, so that it sees what overlaps
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -63,7 +64,7 @@ def _extend(child, row_start, width, within, within_start, update_start, work, f
 def _partial(front, panel, pivots):
     """Eliminate the first `pivots` columns; their factor goes to `panel` [n, pivots]."""
     n = len(front)
-    turned = np.empty((SIZE, n))
+    turned = np.empty(SIZE * TILE)
     for k in range(0, pivots, SIZE):
         if not _column(front, turned, k):
             return False
@@ -100,15 +101,28 @@ def _column(front, turned, k):
         x4 = (row[k + 4] - x0 * d[4, 0] - x1 * d[4, 1] - x2 * d[4, 2] - x3 * d[4, 3]) * a4
         x5 = (row[k + 5] - x0 * d[5, 0] - x1 * d[5, 1] - x2 * d[5, 2] - x3 * d[5, 3] - x4 * d[5, 4]) * a5
         row[k], row[k + 1], row[k + 2], row[k + 3], row[k + 4], row[k + 5] = x0, x1, x2, x3, x4, x5
-        turned[0, i], turned[1, i], turned[2, i], turned[3, i], turned[4, i], turned[5, i] = x0, x1, x2, x3, x4, x5
-    right = turned[:, k + SIZE :]
-    for i in range(k + SIZE, n):
-        x0, x1, x2, x3, x4, x5 = front[i, k], front[i, k + 1], front[i, k + 2], front[i, k + 3], front[i, k + 4], front[i, k + 5]
-        row = front[i, k + SIZE : i + 1]  # slices from their own zero: indices that may be negative are not vectorised
-        t0, t1, t2, t3, t4, t5 = right[0], right[1], right[2], right[3], right[4], right[5]
-        for j in range(len(row)):
-            row[j] -= x0 * t0[j] + x1 * t1[j] + x2 * t2[j] + x3 * t3[j] + x4 * t4[j] + x5 * t5[j]
+    for low in range(k + SIZE, n, TILE):
+        for j in range(min(TILE, n - low)):
+            for p in range(SIZE):
+                turned[p * TILE + j] = front[low + j, k + p]
+        for i in range(low, n, 3):  # three rows share what is loaded; a node's own block is filled whole
+            stop = min(low + TILE, i + SIZE - i % SIZE)
+            _take_off(front[i, low:stop], front[i + 1, low:stop], front[i + 2, low:stop], front[i, k:], front[i + 1, k:], front[i + 2, k:], turned)
     return True
+
+
+@njit(inline="always")
+def _take_off(first, second, third, x, y, z, turned):
+    """Slices begin at their own zero: with indices that might be negative nothing is vectorised."""
+    x0, x1, x2, x3, x4, x5 = x[0], x[1], x[2], x[3], x[4], x[5]
+    y0, y1, y2, y3, y4, y5 = y[0], y[1], y[2], y[3], y[4], y[5]
+    z0, z1, z2, z3, z4, z5 = z[0], z[1], z[2], z[3], z[4], z[5]
+    for j in range(len(first)):
+        u0, u1, u2 = turned[j], turned[TILE + j], turned[2 * TILE + j]
+        u3, u4, u5 = turned[3 * TILE + j], turned[4 * TILE + j], turned[5 * TILE + j]
+        first[j] -= x0 * u0 + x1 * u1 + x2 * u2 + x3 * u3 + x4 * u4 + x5 * u5
+        second[j] -= y0 * u0 + y1 * u1 + y2 * u2 + y3 * u3 + y4 * u4 + y5 * u5
+        third[j] -= z0 * u0 + z1 * u1 + z2 * u2 + z3 * u3 + z4 * u4 + z5 * u5
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})

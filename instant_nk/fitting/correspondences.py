@@ -62,6 +62,9 @@ class Target:
 
     def features(self, points: Tensor, normals: Tensor, colours: Tensor) -> Tensor:
         """Coordinates [N, 9] in which the search for the closest compatible point runs."""
+        if compiled(points):
+            there, facing, shade = arrays(points, normals, colours)
+            return torch.from_numpy(np.concatenate([there, self.colour_scale * shade, self.normal_scale * facing], 1))
         return torch.cat([points, self.colour_scale * colours, self.normal_scale * normals], 1)
 
 
@@ -73,19 +76,30 @@ class Matches:
         source: index of the body point, i64 [Q]; target: index of the observed point, i64 [Q].
         weight: confidence of the pair before the robust kernel, [Q].
         forward: number of leading pairs found from source to target; the rest was found the other way.
+        kept: which pairs count, bool [Q]; None: all. So a GPU need not wait for their number.
     """
 
     source: Tensor
     target: Tensor
     weight: Tensor
     forward: int
+    kept: Tensor | None = None
+
+    def median(self, values: Tensor) -> Tensor:
+        """Median of a value per pair over those that count, []; not a number where none does."""
+        return (values if self.kept is None else torch.where(self.kept, values, math.nan)).nanmedian()
 
 
-def closest_both_ways(points: Tensor, normals: Tensor, colours: Tensor, target: Target, max_distance: float, min_cosine: float) -> Matches:
+def closest_both_ways(
+    points: Tensor, normals: Tensor, colours: Tensor, target: Target, max_distance: float, min_cosine: float, padded: bool = False
+) -> Matches:
     """Closest compatible points from the moved surface to the observation and back.
 
     The search runs in position joined with colour. A pair is dropped where normals differ by more than `acos(min_cosine)`,
     where it is longer than `max_distance`, or where it lands on the boundary of what was observed.
+
+    Args:
+        padded: on a GPU, leave dropped pairs in their place, without weight (`Matches.kept`).
     """
     joint = target.features(points, normals, colours)
     if compiled(joint):
@@ -95,15 +109,20 @@ def closest_both_ways(points: Tensor, normals: Tensor, colours: Tensor, target: 
     pairs.append((torch.arange(len(points), device=points.device), there))
     back = NearestPoints(joint).query(target.index.reference)[1][:, 0]
     pairs.append((back, torch.arange(len(target.points), device=points.device)))
-    sources, targets, weights = [], [], []
+    sources, targets, weights, kept = [], [], [], []
     balance = len(points) / max(len(target.points), 1)  # both directions weigh the same whatever the numbers of points
     for (s, t), share in zip(pairs, (1.0, balance)):
         near = (points[s] - target.points[t]).norm(dim=-1) <= max_distance
         keep = near & ((normals[s] * target.normals[t]).sum(-1) >= min_cosine) & target.usable[t]
-        sources.append(s[keep])
-        targets.append(t[keep])
-        weights.append(0.5 * share * target.confidence[t[keep]])
-    return Matches(torch.cat(sources), torch.cat(targets), torch.cat(weights), len(sources[0]))
+        if padded:
+            kept.append(keep)
+        else:
+            s, t = s[keep], t[keep]
+        sources.append(s)
+        targets.append(t)
+        weights.append(0.5 * share * target.confidence[t])
+    pairs = torch.cat(sources), torch.cat(targets), torch.cat(weights), len(sources[0])
+    return Matches(*pairs, torch.cat(kept)) if padded else Matches(*pairs)
 
 
 def _compiled_closest(joint: Tensor, points: Tensor, normals: Tensor, target: Target, max_distance: float, min_cosine: float) -> Matches:
@@ -180,14 +199,16 @@ def pull(
         return
     difference = live[matches.source] - target.points[matches.target]
     distance = difference.norm(dim=-1)
-    scale = max(2.0 * float(distance.median()), least_scale) * widening
+    scale = (2.0 * matches.median(distance)).clamp_min(least_scale) * widening
     weight = matches.weight * whole[matches.source] * welsch(distance, scale)
+    if matches.kept is not None:
+        weight = torch.where(matches.kept, weight, 0.0)
     rows, residual = planes(live, normals, target, matches)
     evidence.add_directions(matches.source, rows, residual, weight)
     evidence.add_positions(matches.source, difference, tangential * weight)
 
 
-def welsch(distance: Tensor, scale: float) -> Tensor:
+def welsch(distance: Tensor, scale: float | Tensor) -> Tensor:
     """Weight of a residual under Welsch's kernel, `exp(-distance^2 / (2 scale^2))`."""
     return torch.exp(-0.5 * (distance / scale) ** 2)
 

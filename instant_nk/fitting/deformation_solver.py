@@ -9,6 +9,8 @@ On the CPU, compiled loops (`solver_loops`) do what the torch code here defines.
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -253,8 +255,10 @@ def wholeness(body: Body, pose: Pose) -> Tensor:
 
 
 def small_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` for very many very small matrices: numpy on the CPU, where it is four times as fast as torch's batched product."""
-    return torch.from_numpy(a.numpy() @ b.numpy()) if a.device.type == "cpu" else a @ b
+    """`a @ b` for very many very small matrices: numpy on the CPU, where it is four times as fast as torch's batched product, sums of products on the GPU."""
+    if a.device.type == "cpu":
+        return torch.from_numpy(a.numpy() @ b.numpy())
+    return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
 
 
 def point_anchors(graph: Graph, points: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -398,9 +402,14 @@ def _normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: T
 
     arm = small_matmul(pose.rotations[body.anchors], (body.points[:, None] - body.nodes[body.anchors])[..., None]).squeeze(-1)
     jacobian = body.weights[..., None, None] * torch.cat([-skew(arm), eye.expand(*arm.shape[:2], 3, 3)], -1)  # [N, K, 3, 6]
-    pulled = small_matmul(evidence.hessian[:, None], jacobian).reshape(-1, 3, 6)
-    across = jacobian.transpose(-1, -2).reshape(-1, 6, 3)
-    blocks.index_add_(0, pattern.target, small_matmul(across.index_select(0, pattern.left), pulled.index_select(0, pattern.right)))
+    if body.points.is_cuda and importlib.util.find_spec("triton") is not None:
+        from instant_nk.fitting import solver_triton
+
+        blocks = solver_triton.point_blocks(pattern.first, pattern.left, pattern.right, arm, body.weights, evidence.hessian)
+    else:
+        pulled = small_matmul(evidence.hessian[:, None], jacobian).reshape(-1, 3, 6)
+        across = jacobian.transpose(-1, -2).reshape(-1, 6, 3)
+        blocks.index_add_(0, pattern.target, small_matmul(across.index_select(0, pattern.left), pulled.index_select(0, pattern.right)))
     rhs.index_add_(0, body.anchors.reshape(-1), -small_matmul(jacobian.transpose(-1, -2), evidence.gradient[:, None, :, None]).reshape(-1, 6))
 
     i, j = body.edge.unbind(1)
@@ -448,9 +457,8 @@ def _solve(body: Body, blocks: Tensor, rhs: Tensor) -> Tensor:
         dense[b, a] = blocks.transpose(-1, -2)
         dense[a, b] = blocks
         factor, info = torch.linalg.cholesky_ex(dense.permute(0, 2, 1, 3).reshape(6 * m, 6 * m))
-        if int(info):
-            raise NumericalError("registration: the normal equations are not positive definite. Raise registration.rigidity_weight.")
-        return torch.cholesky_solve(rhs.reshape(-1, 1), factor).reshape(m, 6)
+        twists = torch.cholesky_solve(rhs.reshape(-1, 1), factor).reshape(m, 6)
+        return torch.where(info == 0, twists, math.nan)  # `orthonormal` raises: to ask here, the host would have to wait
     solution = body.pattern.plan.solve(*arrays(blocks, rhs))
     if solution is None:
         raise NumericalError("registration: the normal equations are not positive definite. Raise registration.rigidity_weight.")
@@ -459,11 +467,11 @@ def _solve(body: Body, blocks: Tensor, rhs: Tensor) -> Tensor:
 
 def apply_twists(pose: Pose, twists: Tensor) -> Pose:
     """Pose after left-multiplying each node's rotation by exp(omega) and shifting it by tau."""
-    if compiled(twists):
+    if compiled(twists) and twists.dim() == 2:
         turned, moved = np.empty((len(twists), 3, 3)), np.empty((len(twists), 3))
         loops().turn_nodes(*arrays(twists), 1.0, *arrays(pose.rotations, pose.translations), turned, moved)
         return Pose(torch.from_numpy(turned), torch.from_numpy(moved))
-    return Pose(small_matmul(so3_exp(twists[:, :3]), pose.rotations), pose.translations + twists[:, 3:])
+    return Pose(small_matmul(so3_exp(twists[..., :3]), pose.rotations), pose.translations + twists[..., 3:])
 
 
 def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, damping: float = 1e-6, tries: int = 4) -> tuple[Pose, float]:
@@ -475,13 +483,17 @@ def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, dampin
         damping: added to the diagonal relative to the mean diagonal, so that nodes without evidence stay put.
 
     Returns:
-        the new pose and the length of the step taken (0: no step lowered the energy).
+        the new pose and the length of the step taken (0: no step lowered the energy); on a GPU a tensor, for which nobody has waited.
     """
     blocks, rhs = _normal_equations(body, pose, evidence, edge_weight)
-    diagonal = blocks[body.pattern.diagonal]
-    scale = diagonal.diagonal(dim1=-2, dim2=-1).mean(0)  # per unknown kind: rotations and translations have different units
-    blocks[body.pattern.diagonal] = diagonal + torch.diag(damping * scale + 1e-12 * scale.max() + 1e-300)
+    own = body.pattern.diagonal[:, None], torch.arange(6, device=blocks.device), torch.arange(6, device=blocks.device)
+    blocks, own = (blocks.numpy(), arrays(*own)) if compiled(blocks) else (blocks, own)
+    scale = blocks[own].mean(0)  # per unknown kind: rotations and translations have different units
+    blocks[own] += damping * scale + 1e-12 * scale.max() + 1e-300
+    blocks = torch.as_tensor(blocks)
     twists = _solve(body, blocks, rhs)
+    if not compiled(twists):
+        return _search_line(body, pose, evidence, edge_weight, twists, tries)
     if not torch.isfinite(twists).all():
         raise NumericalError("registration: the step is not finite; an observation or the canonical mesh holds values that are not finite.")
     angle = twists[:, :3].norm(dim=-1).max()
@@ -497,6 +509,36 @@ def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, dampin
     return pose, 0.0
 
 
+def _search_line(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, twists: Tensor, tries: int) -> tuple[Pose, Tensor]:
+    """The longest of `tries` halved steps that lowers the energy, all tried at once; twists that are not finite make a pose that is not."""
+    angle = twists[:, :3].norm(dim=-1).max()
+    lengths = 0.5 ** torch.arange(tries, dtype=twists.dtype, device=twists.device)
+    trials = apply_twists(pose, lengths[:, None, None] * (twists * (1.0 / angle.clamp_min(1e-12)).clamp_max(1.0)))
+    shift = body.nodes + trials.translations - times_vectors(trials.rotations, body.nodes)
+    affine = torch.cat([trials.rotations, shift[..., None]], -1).flatten(2)  # [T, M, 12]
+    blended = (body.weights[..., None] * affine[:, body.anchors]).sum(2).unflatten(-1, (3, 4))
+    d = times_vectors(blended[..., :3], body.points) + blended[..., 3] - body.warp(pose)
+    i, j = body.edge.unbind(1)
+    rest = body.nodes[j] - body.nodes[i]
+    live = rest + trials.translations[:, j] - trials.translations[:, i]
+    strain = (times_vectors(trials.rotations[:, i], rest) - live).square().sum(-1) + (live - times_vectors(trials.rotations[:, j], rest)).square().sum(-1)
+    energy = (d * (0.5 * times_vectors(evidence.hessian, d) + evidence.gradient)).sum((1, 2)) + 0.5 * (edge_weight * strain).sum(1)
+    lower = energy <= rigidity_energy(body, pose, edge_weight)
+    first = lower.to(torch.int8).argmax()
+    length = torch.where(lower.any(), lengths[first], 0.0)
+    length = torch.where(torch.isfinite(twists).all(), length, math.nan)
+
+    def chosen(tried: Tensor, before: Tensor) -> Tensor:
+        return torch.where(length > 0, tried.index_select(0, first[None])[0], before + 0 * length)
+
+    return Pose(chosen(trials.rotations, pose.rotations), chosen(trials.translations, pose.translations)), length
+
+
+def times_vectors(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """`matrices @ vectors` for very many 3 x 3 matrices, [..., 3]: sums of products, because a batched product starts a block for each."""
+    return (matrices * vectors[..., None, :]).sum(-1)
+
+
 def _evidence_energy(body: Body, trial: Pose, evidence: Evidence, start: Tensor) -> Tensor:
     """The evidence's quadratic where the trial pose brings the points; `start` is where they were, [N, 3]."""
     if compiled(body.points):
@@ -507,5 +549,14 @@ def _evidence_energy(body: Body, trial: Pose, evidence: Evidence, start: Tensor)
 
 
 def orthonormal(pose: Pose) -> Pose:
-    """The pose with accumulated rounding removed from its rotations."""
+    """The pose with accumulated rounding removed from its rotations.
+
+    Raises:
+        NumericalError: a step on a GPU, which nobody waited for, failed.
+    """
+    if not torch.isfinite(pose.rotations).all():
+        raise NumericalError(
+            "registration: a step is not finite: the normal equations are not positive definite (raise registration.rigidity_weight), or an observation "
+            "or the canonical mesh holds values that are not finite."
+        )
     return Pose(project_to_so3(pose.rotations), pose.translations)

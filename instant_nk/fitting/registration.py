@@ -81,7 +81,7 @@ def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, p
     """Evidence of the observed surface at this pose; `progress` in [0, 1] anneals the gates and the kernel."""
     live, normals = body.warp(pose), body.warp_normals(pose)
     reach = options.max_distance * body.spacing * (1 - 0.7 * progress)
-    matches = closest_both_ways(live, normals, body.colours, target, reach, options.min_cosine)
+    matches = closest_both_ways(live, normals, body.colours, target, reach, options.min_cosine, padded=live.is_cuda)
     evidence = Evidence.none(body)
     if not len(matches.source):
         return evidence

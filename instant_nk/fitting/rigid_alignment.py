@@ -34,24 +34,32 @@ def _surface(body: Body, pose: Pose) -> tuple[Tensor, Tensor, Tensor]:
 def _iterate(points: Tensor, normals: Tensor, colours: Tensor, target: Target, spacing: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Rotation [3, 3] and translation [3] that bring the points onto the target."""
     turn, shift = torch.eye(3, dtype=points.dtype, device=points.device), torch.zeros_like(points[0])
+    waits = not points.is_cuda  # a GPU goes on without being asked whether it has arrived, and then stays where it is
+    active = torch.ones((), dtype=torch.bool, device=points.device)
     for _ in range(iterations):
         live, live_normals = points @ turn.T + shift, normals @ turn.T
-        matches = closest_both_ways(live, live_normals, colours, target, math.inf, 0.0)
-        if len(matches.source) < 12:
+        matches = closest_both_ways(live, live_normals, colours, target, math.inf, 0.0, padded=not waits)
+        active = active & (len(matches.source) >= 12 if matches.kept is None else matches.kept.sum() >= 12)
+        if waits and not active:
             break
         rows, residual = planes(live, live_normals, target, matches)
         distance = (live[matches.source] - target.points[matches.target]).norm(dim=-1)
-        weight = matches.weight * welsch(distance, 2.0 * float(distance.median()) + 1e-9 * spacing)
+        weight = matches.weight * welsch(distance, 2.0 * matches.median(distance) + 1e-9 * spacing)
+        if matches.kept is not None:
+            weight = torch.where(matches.kept, weight, 0.0)
         centre = live.mean(0)
         jacobian = torch.cat([torch.linalg.cross(live[matches.source] - centre, rows), rows], 1)
         normal = jacobian.T @ (weight[:, None] * jacobian)
         # A little damping: a ball may spin and a tube may slide without any resistance.
         normal = normal + torch.diag(1e-3 * normal.diagonal() + 1e-12 * normal.diagonal().max() + 1e-300)
-        twist = torch.linalg.solve(normal, -(jacobian.T @ (weight * residual)))
-        twist[:3] *= min(1.0, 0.5 / max(float(twist[:3].norm()), 1e-12))
-        step = so3_exp(twist[:3])
-        turn, shift = step @ turn, step @ (shift - centre) + centre + twist[3:]
-        if float(twist[3:].norm()) < 1e-3 * spacing and float(twist[:3].norm()) < 1e-3:
+        twist = torch.linalg.solve_ex(normal, -(jacobian.T @ (weight * residual)))[0]
+        angle = twist[:3].norm()
+        omega = twist[:3] * (0.5 / angle.clamp_min(1e-12)).clamp_max(1.0)
+        step = so3_exp(omega)
+        turn = torch.where(active, step @ turn, turn)
+        shift = torch.where(active, step @ (shift - centre) + centre + twist[3:], shift)
+        active = active & ~((twist[3:].norm() < 1e-3 * spacing) & (omega.norm() < 1e-3))
+        if waits and not active:
             break
     return turn, shift
 

@@ -1,5 +1,10 @@
 """The compiled loops of the registration against the torch code that defines them, and the sparse factorisation against a dense one."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +15,8 @@ from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, apply_tw
 from instant_nk.geometry.search_tree import SearchTree
 from instant_nk.models import deformation_graph
 from tests.unit.shapes import mesh_of, observed, tube
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +146,59 @@ def test_the_tree_finds_the_nearest_points_wherever_it_starts(n, d, k):
             assert np.array_equal(tree.query(queries, 1, rng.integers(0, n, 60))[1], index)
         points = points + 0.3 * rng.normal(size=points.shape)
         tree.fit(points)
+
+
+def test_pairs_left_in_their_place_say_what_the_kept_ones_say(body, pose, monkeypatch):
+    """The GPU's way, on the CPU."""
+    monkeypatch.setattr(correspondences, "compiled", lambda tensor: False)
+    vertices, faces = tube()
+    target = correspondences.Target.from_observation(observed(vertices, faces, vertices, coloured=True), 1500, 0.1, 0.05)
+    live, normals, sums = body.warp(pose), body.warp_normals(pose), []
+    for padded in (False, True):
+        matches = correspondences.closest_both_ways(live, normals, body.colours, target, 0.1, 0.5, padded=padded)
+        evidence = Evidence.none(body)
+        correspondences.pull(evidence, live, normals, target, matches, body.whole, 0.01, 1.5, 0.05)
+        sums.append((len(matches.source), evidence))
+    assert sums[0][0] < sums[1][0]
+    assert torch.allclose(sums[0][1].hessian, sums[1][1].hessian) and torch.allclose(sums[0][1].gradient, sums[1][1].gradient)
+
+
+def test_the_line_search_without_waiting_takes_the_same_step(body, pose, monkeypatch):
+    evidence = evidence_at(body, pose)
+    weight = deformation_solver.edge_weights(body, pose, 0.7, 0.5)
+    for scale in (1.0, -1.0):  # uphill no step is taken
+        twists = scale * deformation_solver._solve(body, *damped(body, pose, evidence, weight))
+        monkeypatch.setattr(deformation_solver, "_solve", lambda *_, twists=twists: twists)
+        after, length = deformation_solver.step(body, pose, evidence, weight)
+        other, other_length = deformation_solver._search_line(body, pose, evidence, weight, twists, 4)
+        monkeypatch.undo()
+        assert length == float(other_length)
+        assert torch.allclose(after.rotations, other.rotations) and torch.allclose(after.translations, other.translations)
+
+
+def damped(body, pose, evidence, weight):
+    blocks, rhs = deformation_solver._normal_equations(body, pose, evidence, weight)
+    blocks[body.pattern.diagonal] += 0.01 * torch.eye(6, dtype=torch.float64)
+    return blocks, rhs
+
+
+def test_the_triton_kernel_gathers_the_same_blocks():
+    """Through Triton's interpreter, in a process of its own: the switch is read on import."""
+    pytest.importorskip("triton")
+    code = """
+import torch
+from instant_nk.fitting import solver_loops, solver_triton
+from instant_nk.fitting.deformation_solver import Body
+from instant_nk.models import deformation_graph
+from tests.unit.shapes import mesh_of, tube
+vertices, faces = tube(along=12, around=8)
+body = Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=12), mesh_of(vertices, faces), 200)
+arm, hessian = torch.randn(200, body.anchors.shape[1], 3).double(), torch.randn(200, 3, 3).double()
+hessian, p = hessian + hessian.mT, body.pattern
+wanted = torch.zeros(len(p.blocks), 6, 6).double()
+solver_loops.point_blocks(0, len(wanted), *(x.numpy() for x in (p.first, p.left, p.right, arm, body.weights, hessian, wanted)))
+found = solver_triton.point_blocks(p.first, p.left, p.right, arm, body.weights, hessian)
+assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12), (found - wanted).abs().max()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
