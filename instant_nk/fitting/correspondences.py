@@ -87,7 +87,10 @@ class Matches:
 
     def median(self, values: Tensor) -> Tensor:
         """Median of a value per pair over those that count, []; not a number where none does."""
-        return (values if self.kept is None else torch.where(self.kept, values, math.nan)).nanmedian()
+        if self.kept is None:
+            return values.median()
+        middle = (self.kept.sum() - 1).clamp_min(0) // 2
+        return torch.where(self.kept, values, math.nan).sort().values.gather(0, middle[None])[0]
 
 
 def closest_both_ways(

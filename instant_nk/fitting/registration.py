@@ -11,6 +11,7 @@ from torch import Tensor
 from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, planes, point_areas, pull, soft_displacement
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, wholeness
 from instant_nk.fitting.image_evidence import Appearance, FrameImages, Shell, Views, add_colours, add_silhouettes, look
+from instant_nk.fitting.repeated import repeat
 from instant_nk.fitting.rigid_alignment import align, misfit
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
@@ -77,7 +78,7 @@ class Fit:
     converged: bool
 
 
-def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, progress: float) -> Evidence:
+def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, progress: float | Tensor) -> Evidence:
     """Evidence of the observed surface at this pose; `progress` in [0, 1] anneals the gates and the kernel."""
     live, normals = body.warp(pose), body.warp_normals(pose)
     reach = options.max_distance * body.spacing * (1 - 0.7 * progress)
@@ -103,7 +104,9 @@ def assign_softly(body: Body, pose: Pose, target: Target, options: Options, spac
     """
     pick, there = (_evenly(len(x.points), options.soft_points).to(body.points.device) for x in (body, target))
     goal = Cloud(target.points[there], target.normals[there], target.colours[there], point_areas(target.points[there]))
-    for sigma in torch.logspace(math.log10(options.soft_start), math.log10(options.soft_end), options.soft_iterations).tolist():
+
+    def once(rotations: Tensor, translations: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        pose = Pose(rotations, translations)
         live = body.warp(pose)[pick]
         cloud = Cloud(live, body.warp_normals(pose)[pick], body.colours[pick], point_areas(live))
         displacement, share = soft_displacement(cloud, goal, sigma * spacing)
@@ -111,17 +114,24 @@ def assign_softly(body: Body, pose: Pose, target: Target, options: Options, spac
         evidence.add_positions(pick, -displacement, wholeness(body, pose)[pick] * share * (len(body.nodes) / len(pick)))
         rigidity = options.soft_rigidity * (sigma / options.soft_end) ** 2
         pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
-    return pose
+        return pose.rotations, pose.translations
+
+    blurs = torch.logspace(math.log10(options.soft_start), math.log10(options.soft_end), options.soft_iterations).tolist()
+    return Pose(*repeat(once, (pose.rotations, pose.translations), [(sigma,) for sigma in blurs]))
 
 
 def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float) -> Pose:
     """Closest points both ways while the rigidity weight falls from `start` to `end`."""
-    for i in range(iterations):
-        progress = i / max(iterations - 1, 1)
-        rigidity = math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(progress / 0.7, 1.0))
+
+    def once(rotations: Tensor, translations: Tensor, progress: float | Tensor, rigidity: float | Tensor) -> tuple[Tensor, Tensor]:
+        pose = Pose(rotations, translations)
         evidence = surface_evidence(body, pose, target, options, progress)
         pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
-    return pose
+        return pose.rotations, pose.translations
+
+    progress = [i / max(iterations - 1, 1) for i in range(iterations)]
+    rows = [(p, math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(p / 0.7, 1.0))) for p in progress]
+    return Pose(*repeat(once, (pose.rotations, pose.translations), rows))
 
 
 def move_coarsely(body: Body, pose: Pose, target: Target, options: Options) -> Pose:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from instant_nk.fitting.correspondences import Target, closest_both_ways, planes, welsch
 from instant_nk.fitting.deformation_solver import Body, Pose
+from instant_nk.fitting.repeated import repeat
 from instant_nk.geometry.neighbours import NearestPoints
 from instant_nk.geometry.rotations import project_to_so3, so3_exp
 
@@ -33,15 +34,16 @@ def _surface(body: Body, pose: Pose) -> tuple[Tensor, Tensor, Tensor]:
 
 def _iterate(points: Tensor, normals: Tensor, colours: Tensor, target: Target, spacing: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Rotation [3, 3] and translation [3] that bring the points onto the target."""
-    turn, shift = torch.eye(3, dtype=points.dtype, device=points.device), torch.zeros_like(points[0])
     waits = not points.is_cuda  # a GPU goes on without being asked whether it has arrived, and then stays where it is
-    active = torch.ones((), dtype=torch.bool, device=points.device)
-    for _ in range(iterations):
+
+    def once(turn: Tensor, shift: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if waits and not active:
+            return turn, shift, active
         live, live_normals = points @ turn.T + shift, normals @ turn.T
         matches = closest_both_ways(live, live_normals, colours, target, math.inf, 0.0, padded=not waits)
         active = active & (len(matches.source) >= 12 if matches.kept is None else matches.kept.sum() >= 12)
         if waits and not active:
-            break
+            return turn, shift, active
         rows, residual = planes(live, live_normals, target, matches)
         distance = (live[matches.source] - target.points[matches.target]).norm(dim=-1)
         weight = matches.weight * welsch(distance, 2.0 * matches.median(distance) + 1e-9 * spacing)
@@ -52,16 +54,16 @@ def _iterate(points: Tensor, normals: Tensor, colours: Tensor, target: Target, s
         normal = jacobian.T @ (weight[:, None] * jacobian)
         # A little damping: a ball may spin and a tube may slide without any resistance.
         normal = normal + torch.diag(1e-3 * normal.diagonal() + 1e-12 * normal.diagonal().max() + 1e-300)
-        twist = torch.linalg.solve_ex(normal, -(jacobian.T @ (weight * residual)))[0]
-        angle = twist[:3].norm()
-        omega = twist[:3] * (0.5 / angle.clamp_min(1e-12)).clamp_max(1.0)
+        factor = torch.linalg.cholesky_ex(normal)[0]
+        twist = torch.cholesky_solve(-(jacobian.T @ (weight * residual))[:, None], factor)[:, 0]
+        omega = twist[:3] * (0.5 / twist[:3].norm().clamp_min(1e-12)).clamp_max(1.0)
         step = so3_exp(omega)
-        turn = torch.where(active, step @ turn, turn)
-        shift = torch.where(active, step @ (shift - centre) + centre + twist[3:], shift)
-        active = active & ~((twist[3:].norm() < 1e-3 * spacing) & (omega.norm() < 1e-3))
-        if waits and not active:
-            break
-    return turn, shift
+        moved = step @ (shift - centre) + centre + twist[3:]
+        small = (twist[3:].norm() < 1e-3 * spacing) & (omega.norm() < 1e-3)
+        return torch.where(active, step @ turn, turn), torch.where(active, moved, shift), active & ~small
+
+    start = torch.eye(3, dtype=points.dtype, device=points.device), torch.zeros_like(points[0]), torch.ones((), dtype=torch.bool, device=points.device)
+    return repeat(once, start, [()] * iterations)[:2]
 
 
 def align(body: Body, pose: Pose, target: Target, iterations: int = 8) -> Pose:
