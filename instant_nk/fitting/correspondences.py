@@ -161,7 +161,7 @@ class Trail:
             tree.fit(body)
         else:
             tree, ahead, back = SearchTree(body), None, None
-        ahead, back = self.goal.query(body, 1, ahead)[1][:, 0], tree.query(there, 1, back)[1][:, 0]
+        ahead, back = self.goal.query(body, 1, ahead, tree.order)[1][:, 0], tree.query(there, 1, back, self.goal.order)[1][:, 0]
         self.known[len(body)] = tree, ahead, back
         return ahead, back
 

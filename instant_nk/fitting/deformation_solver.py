@@ -524,12 +524,12 @@ def _search_line(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor
     strain = (times_vectors(trials.rotations[:, i], rest) - live).square().sum(-1) + (live - times_vectors(trials.rotations[:, j], rest)).square().sum(-1)
     energy = (d * (0.5 * times_vectors(evidence.hessian, d) + evidence.gradient)).sum((1, 2)) + 0.5 * (edge_weight * strain).sum(1)
     lower = energy <= rigidity_energy(body, pose, edge_weight)
-    first = lower.to(torch.int8).argmax()
-    length = torch.where(lower.any(), lengths[first], 0.0)
+    first = lower.to(torch.int8).argmax()[None]
+    length = torch.where(lower.any(), lengths.index_select(0, first)[0], 0.0)  # an index of no dimension would be read by the host
     length = torch.where(torch.isfinite(twists).all(), length, math.nan)
 
     def chosen(tried: Tensor, before: Tensor) -> Tensor:
-        return torch.where(length > 0, tried.index_select(0, first[None])[0], before + 0 * length)
+        return torch.where(length > 0, tried.index_select(0, first)[0], before + 0 * length)
 
     return Pose(chosen(trials.rotations, pose.rotations), chosen(trials.translations, pose.translations)), length
 

@@ -43,19 +43,21 @@ class SearchTree:
         """The same points at other places: boxes follow, the tree's branches stay."""
         _fit(np.ascontiguousarray(points), self.order, self.edges, self.first, self.packed, self.low, self.high)
 
-    def query(self, queries: np.ndarray, k: int = 1, guess: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def query(self, queries: np.ndarray, k: int = 1, guess: np.ndarray | None = None, visit: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances [Q, k] and indices i64 [Q, k] of the k nearest points (k <= N), nearest first.
 
         Args:
             queries: f64 [Q, D].
             guess: index of a point near each query, i64 [Q]; for k = 1 only.
+            visit: the queries in an order in which neighbours follow each other, i64 [Q]: many points do not fit a cache.
         """
         queries = np.ascontiguousarray(queries)
         squared, index = np.full((len(queries), k), np.inf), np.full((len(queries), k), -1, np.int64)
         guess = guess if guess is not None else np.empty(0, np.int64)
         place = self._place() if len(guess) else guess
         tree = (self.order, self.edges, self.first, self.levels, self.packed, self.low, self.high)
-        over_rows(len(queries), lambda a, b: _search(a, b, queries, *tree, guess, place, squared, index))
+        visit = visit if visit is not None else np.arange(len(queries))
+        over_rows(len(queries), lambda a, b: _search(visit[a:b], queries, *tree, guess, place, squared, index))
         return squared, index
 
     def _place(self) -> np.ndarray:
@@ -148,11 +150,11 @@ def _keep(squared, index, value, name):
 
 
 @njit(cache=True, nogil=True)
-def _search(start, stop, queries, order, edges, first, levels, packed, low, high, guess, place, squared, index):
+def _search(visit, queries, order, edges, first, levels, packed, low, high, guess, place, squared, index):
     dim, k = queries.shape[1], squared.shape[1]
     waiting, at, level_of = np.empty(STACK), np.empty(STACK, np.int64), np.empty(STACK, np.int64)
     near, apart = np.empty(WIDTH), np.empty(LEAF)
-    for n in range(start, stop):
+    for n in visit:
         best, found = squared[n], index[n]
         if len(guess):
             leaf, slot = place[guess[n]] // LEAF, place[guess[n]] % LEAF

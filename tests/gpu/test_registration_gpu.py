@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from instant_nk.errors import NumericalError
+from instant_nk.fitting import repeated
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.registration import Options, register_from
@@ -28,7 +29,9 @@ def fit_on(device: str, spoil=lambda o: o):
     return register_from(body, [Pose.identity(body)], target, options)
 
 
-def test_both_devices_find_the_same_motion():
+@pytest.mark.parametrize("record", [False, True])
+def test_both_devices_find_the_same_motion(record, monkeypatch):
+    monkeypatch.setattr(repeated, "RECORD", record)
     fits = [fit_on(device) for device in ("cpu", "cuda")]
     assert all(fit.converged for fit in fits)
     difference = (fits[0].pose.translations - fits[1].pose.translations.cpu()).norm(dim=1)

@@ -1,5 +1,6 @@
 """The compiled loops of the registration against the torch code that defines them, and the sparse factorisation against a dense one."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from instant_nk.fitting import correspondences, deformation_solver
+from instant_nk.fitting import correspondences, deformation_solver, registration
 from instant_nk.fitting.block_cholesky import BlockCholesky
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, apply_twists
 from instant_nk.geometry.search_tree import SearchTree
@@ -202,3 +204,35 @@ assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12), (found - wanted).a
 """
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+class Questions(TorchDispatchMode):
+    """Names every operation by which a host asks a device for a value: a recording may not hold one."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select, torch.ops.aten.equal):
+            self.asked.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_the_gpus_way_asks_the_device_nothing(monkeypatch):
+    vertices, faces = tube()
+    body = Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=60), mesh_of(vertices, faces), 800)
+    body = dataclasses.replace(body, pattern=dataclasses.replace(body.pattern, plan=None))
+    target = correspondences.Target.from_observation(observed(vertices, faces, vertices, coloured=True), 900, 0.1, 0.05)
+    for module in (correspondences, deformation_solver):
+        monkeypatch.setattr(module, "compiled", lambda tensor: False)
+    padded = correspondences.closest_both_ways
+    monkeypatch.setattr(registration, "closest_both_ways", lambda *given, **_: padded(*given, padded=True))
+    with Questions() as questions:
+        body.points[0, 0].item()
+        assert len(questions.asked) == 1
+        # Rows beyond the first are replays on a GPU; here every row runs, with its numbers as tensors.
+        monkeypatch.setattr(registration, "repeat", lambda work, state, rows: work(*state, *torch.tensor(rows, dtype=torch.float64)[1]))
+        pose = registration.assign_softly(body, Pose.identity(body), target, registration.Options(), body.spacing)
+        pose = registration.match_closely(body, pose, target, registration.Options(), 4, 1.0, 0.1)
+    assert questions.asked == ["aten._local_scalar_dense.default"] and bool(pose.rotations.isfinite().all())
