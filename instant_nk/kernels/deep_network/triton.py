@@ -23,7 +23,7 @@ PRECISION = "tf32x3"  # of matrix products: as in `field_network`
 LEAST_K = 32  # columns of features
 # Samples at once, warps, and programs per multiprocessor (the interpreter's only ones):
 FORWARD = 64, 4, 4
-LOWER = 32, 4, 4  # backward: gradients of the inputs and of the first layer's weights
+LOWER = 128, 8, 2  # backward: gradients of the inputs and of the first layer's weights
 UPPER = 32, 4, 4  # and of the other layers'
 
 

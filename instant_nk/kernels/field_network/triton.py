@@ -26,7 +26,7 @@ from instant_nk.kernels.field_network.reference import SMOOTHING
 PRECISION = "tf32x3"  # of matrix products: three passes of the tensor cores keep nearly all of float32; "ieee" keeps all, without tensor cores
 LEAST_K = 16  # columns of features
 # Samples at once, warps, and programs per multiprocessor (the interpreter's only ones), up to 32 hidden units and up to 64; above, twice the warps.
-FORWARD = {32: (64, 4, 4), 64: (64, 4, 4)}
+FORWARD = {32: (64, 4, 8), 64: (128, 4, 4)}
 FROZEN = {32: (32, 2, 8), 64: (64, 4, 4)}  # backward without the weights' gradients,
 LEARNED = {32: (32, 2, 8), 64: (16, 4, 4)}  # and with them, which are held in registers
 

@@ -479,7 +479,7 @@ def backward(
         return _unpadded(grad_table, spec.features), grad_x
     layout, apart, rows = _layout(spec, x.device, to_table and len(x) >= COPY_FROM)
     mode = "along" if direction is not None else "none" if grad_jacobian is None else "given"
-    points = 2 * POINTS if spec.dims == 4 and mode == "given" and to_table and to_x else POINTS  # measured: docs/kernels.md
+    points = 2 * POINTS if mode == "given" and to_x and to_table == (spec.dims == 4) else POINTS  # measured: docs/kernels.md
     grid = _grid(len(x), spec, points)
     sums = torch.zeros(rows, spec.features, device=x.device) if to_table else None
     partial = torch.empty(grid[1], len(x), spec.dims, device=x.device) if to_x else None
