@@ -87,7 +87,7 @@ def measure(call: Callable[[], Any], device: str, replayed: bool = False) -> tup
     peak = (torch.cuda.max_memory_allocated() - before) / 2**20
     if replayed:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="relaxed"):  # as `fitting.replay` does
             kept = call()  # noqa: F841  memory of the recording
         call = graph.replay
         call()
