@@ -18,6 +18,7 @@ from instant_nk.kernels.deep_network import reference
 
 OP = "deep_network"
 LARGEST = {"near": 15, "features": 64, "hidden": 64, "outputs": 16}  # what one Triton program holds
+SHARED = {32: 150 << 10, 64: 200 << 10}  # bytes of a multiprocessor's shared memory that the backward pass takes, by the number of features
 
 
 def network(
@@ -47,18 +48,27 @@ def network(
     _checks.tensor(OP, "last_weight", last_weight, ("outputs", hidden), like=near)
     _checks.tensor(OP, "last_bias", last_bias, (len(last_weight),), like=near)
     inputs = near, features, first_weight, first_bias, middle_weight, middle_bias, last_weight, last_bias
-    sizes = {"near": near.shape[1], "features": features.shape[1], "hidden": hidden, "outputs": len(last_weight)}
-    odd = next((f"it takes 1 to {LARGEST[name]} {name}, got {size}" for name, size in sizes.items() if not 0 < size <= LARGEST[name]), None)
+    odd = _odd(near.shape[1], features.shape[1], hidden, len(last_weight), near.device)
     if _backend.choose(OP, *inputs, problem=odd) == "reference":
         return reference.network(*inputs)
     return _Network.apply(*inputs)
+
+
+def _odd(near: int, features: int, hidden: int, outputs: int, device: torch.device) -> str | None:
+    """What about the sizes, or the GPU, Triton's code cannot take."""
+    sizes = {"near": near, "features": features, "hidden": hidden, "outputs": outputs}
+    large = next((f"it takes 1 to {LARGEST[name]} {name}, got {size}" for name, size in sizes.items() if not 0 < size <= LARGEST[name]), None)
+    if large or device.type != "cuda":
+        return large
+    has, needs = torch.cuda.get_device_properties(device).shared_memory_per_block_optin, SHARED[32 if features <= 32 else 64]
+    return None if has >= needs else f"its backward pass takes {needs >> 10} KiB of shared memory, this GPU has {has >> 10}"
 
 
 def rehearsals(
     near: int, features: int, hidden: int, outputs: int, device: torch.device | str, to_near: bool, to_features: bool, to_weights: bool
 ) -> list[Call]:
     """One launch, on a single sample, of each Triton kernel behind a network and the gradients it will be asked for: see `kernels.ahead`."""
-    if any(not 0 < size <= LARGEST[name] for name, size in {"near": near, "features": features, "hidden": hidden, "outputs": outputs}.items()):
+    if _odd(near, features, hidden, outputs, torch.device(device)):
         return []
 
     def inputs() -> list[Tensor]:

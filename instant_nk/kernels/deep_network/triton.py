@@ -23,7 +23,9 @@ PRECISION = "tf32x3"  # of matrix products: as in `field_network`
 LEAST_K = 32  # columns of features
 # Samples at once, warps, and programs per multiprocessor (the interpreter's only ones):
 FORWARD = 64, 4, 4
-LOWER = 128, 8, 2  # backward: gradients of the inputs and of the first layer's weights
+LOWER = 32, 4, 4  # backward: gradients of the inputs and of the first layer's weights,
+LOWER_WIDE = 128, 8, 2  # where a multiprocessor has shared memory for it, and up to 32 features,
+WIDE_SHARED = 220 << 10
 UPPER = 32, 4, 4  # and of the other layers'
 
 
@@ -138,6 +140,12 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+@cache
+def _wide(device: torch.device, features: int) -> bool:
+    roomy = device.type != "cuda" or torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= WIDE_SHARED
+    return roomy and features <= 32
+
+
 def _launch(near: Tensor, features: Tensor, last_weight: Tensor, tile: int, warps: int, programs: int) -> tuple[tuple[int], dict[str, Any]]:
     outputs, hidden = last_weight.shape
     constants = {"NEAR": near.shape[1], "K": features.shape[1], "HIDDEN": hidden, "OUTPUTS": outputs, "TILE": tile}
@@ -167,7 +175,7 @@ def network_grad(
     found = [torch.empty(t.shape, device=near.device) if want else None for t, want in zip((near, features), wanted, strict=True)]
     (hidden, columns), outputs = first_weight.shape, len(last_weight)
     inputs = [t.contiguous() for t in (near, features, first_weight, first_bias, middle_weight, middle_bias, last_weight, grad_outputs)]
-    grid, constants = _launch(near, features, last_weight, *LOWER)
+    grid, constants = _launch(near, features, last_weight, *(LOWER_WIDE if _wide(near.device, features.shape[1]) else LOWER))
     lower = torch.empty(*grid, hidden, columns + 1, device=near.device) if weights else None
     if len(near):
         with _backend.on(near):
