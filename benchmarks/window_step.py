@@ -6,8 +6,8 @@
 
 Two steps are timed. *as trained* is the trainer's own step at that many marched samples: most are dropped before the networks see
 them. *full chain* sends all samples through inverse warp, 4-D residual, SDF with normals, colour, compositing, losses, backward and
-optimiser; the parts are those of the full chain, each with its inputs held and the gradients it owes in training, and replayed from a
-recording, as training does: launched one by one, the small ones would only show how fast the host is. The floor of a part
+optimiser, launched one by one and, as training does, replayed from a recording; the parts are those of the full chain, launched, each
+with its inputs held and the gradients it owes in training: the small ones show how fast the host is. The floor of a part
 is the larger of its time on the wires (inputs read and outputs written once forward; gradients of the outputs and inputs read, gradients of the inputs written
 backward; gathers from tables come from the L2 and are not counted) and of its multiplications at the rate of single precision without tensor cores.
 No files and no capture are needed: the body is a bending capsule. Rows are appended to benchmarks/results.csv.
@@ -270,8 +270,8 @@ def time_parts(table: Table, fit: WindowFit, s: Samples, shape: str) -> list[tup
         def learn(part: Part = part, cotangents: list[Tensor] = cotangents) -> Any:
             return torch.autograd.grad([out for out in part.call() if out.requires_grad], part.owes, cotangents, allow_unused=True)
 
-        forward = table.add(f"window step: {part.name} fwd", "auto", shape, "float32", len(s.points), part.call, replayed=True)
-        both = table.add(f"window step: {part.name} fwd+bwd", "auto", shape, "float32", len(s.points), learn, replayed=True)
+        forward = table.add(f"window step: {part.name} fwd", "auto", shape, "float32", len(s.points), part.call)
+        both = table.add(f"window step: {part.name} fwd+bwd", "auto", shape, "float32", len(s.points), learn)
         rows.append((part.name, forward, both, *part.floors(len(s.points))))
     return rows
 
