@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from instant_nk.geometry.neighbours import NearestPoints, nearest_by_tiles
-from instant_nk.kernels import _backend, blend_skinning, field_network, hash_encoding, ray_sampling, volume_rendering
+from instant_nk.kernels import _backend, blend_skinning, deep_network, field_network, hash_encoding, ray_sampling, volume_rendering
 from instant_nk.kernels.hash_encoding import reference as hash_reference
 from tests import parity
 
@@ -44,10 +44,14 @@ class Table:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
         self.commit = commit.stdout.strip() or "unknown"
 
-    def add(self, operation: str, backend: str, shape: str, dtype: str, items: int, call: Callable[[], Any]) -> float:
-        """Measure `call` and record it; returns the median in ms. Out of memory is a row too, without a time."""
+    def add(self, operation: str, backend: str, shape: str, dtype: str, items: int, call: Callable[[], Any], replayed: bool = False) -> float:
+        """Measure `call` and record it; returns the median in ms. Out of memory is a row too, without a time.
+
+        Args:
+            replayed: time replays of a recording, as training does: of many small launches one would only learn how fast the host is.
+        """
         try:
-            times, peak = measure(call, self.device)
+            times, peak = measure(call, self.device, replayed)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             times, peak = [math.nan] * REPEATS, math.nan
@@ -69,7 +73,7 @@ class Table:
         return quantiles[1]
 
 
-def measure(call: Callable[[], Any], device: str) -> tuple[list[float], float]:
+def measure(call: Callable[[], Any], device: str, replayed: bool = False) -> tuple[list[float], float]:
     """Milliseconds of `REPEATS` runs after warm-up, and the peak MiB that one run allocates."""
     for _ in range(3):
         call()
@@ -85,6 +89,12 @@ def measure(call: Callable[[], Any], device: str) -> tuple[list[float], float]:
     before = torch.cuda.memory_allocated()
     call()
     peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+    if replayed:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="relaxed"):  # as `fitting.replay` does
+            kept = call()  # noqa: F841  memory of the recording
+        call = graph.replay
+        call()
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(REPEATS)]
     for start, end in pairs:
         start.record()
@@ -100,7 +110,12 @@ def check_parity(device: str) -> None:
     for size in (0, 1, 63, 3000):
         cases = {f"{dims}-D {name}": case for dims in (3, 4) for name, case in parity.hash_encoding_cases(size, dims).items()}
         cases |= parity.volume_rendering_cases(size, size // 20 + 1) | parity.blend_skinning_cases(size)
-        cases |= parity.field_network_cases(size) | parity.field_network_cases(size, 4, outputs=3)
+        cases |= (
+            parity.field_network_cases(size)
+            | parity.field_network_cases(size, 4, outputs=3)
+            | parity.deep_network_cases(size)
+            | parity.live_gradient_cases(size)
+        )
         for name, case in cases.items():
             worst[name] = max(worst.get(name, 0.0), *parity.check(case, device, "auto").values())
     print("parity with float64, worst relative error:", {name: f"{error:.0e}" for name, error in worst.items()}, flush=True)
@@ -277,7 +292,7 @@ def time_network(table: Table, size: int, device: str) -> None:
         case = parity.field_network_cases(1 << size, points, outputs=outputs)[f"network of {outputs} outputs"]
         inputs = [value.to(device).requires_grad_(i < 3 or learns) for i, value in enumerate(case.floats.values())]
         cotangents = [torch.randn(1 << size, *shape, device=device) for shape in ((outputs,), (outputs, 3))]
-        wanted = [value for value in inputs if value.requires_grad]
+        wanted, plain = [value for value in inputs if value.requires_grad], inputs[:2] + inputs[3:]
         shape = f"2^{size} {points}+32-64-{outputs}{'' if learns else ' frozen'}"
 
         def forward(inputs: list[Tensor] = inputs) -> Any:
@@ -292,6 +307,23 @@ def time_network(table: Table, size: int, device: str) -> None:
                 backend = _backend.choose("field_network", *inputs)
                 table.add("network fwd", backend, shape, "float32", 1 << size, forward)
                 table.add("network fwd+bwd", backend, shape, "float32", 1 << size, both)
+                if learns:
+                    table.add("network values fwd+bwd", backend, shape, "float32", 1 << size, backwards(lambda: field_network.values(*plain), plain[1:]))  # noqa: B023
+
+
+def time_deep_network(table: Table, size: int, device: str) -> None:
+    """The colour network: all of it learns, and what it sees moves."""
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = (1 << size, 9), (1 << size, 32), (64, 41), (64,), (64, 64), (64,), (3, 64), (3,)
+    inputs = [0.3 * torch.randn(shape, generator=generator, device=device) for shape in shapes]
+    learned = [value.clone().requires_grad_() for value in inputs]
+    for choice in ("auto", "reference") if device == "cuda" else ("auto",):
+        with parity.backend(choice):
+            backend = _backend.choose("deep_network", *inputs)
+            table.add("deep network fwd", backend, f"2^{size} 9+32-64-64-3", "float32", 1 << size, lambda: deep_network.network(*inputs))
+            table.add(
+                "deep network fwd+bwd", backend, f"2^{size} 9+32-64-64-3", "float32", 1 << size, backwards(lambda: deep_network.network(*learned), learned)
+            )
 
 
 def time_neighbours(table: Table, device: str) -> None:
@@ -336,6 +368,7 @@ def main() -> None:
         time_skinning(table, middle, device)
     if "network" in options.only:
         time_network(table, middle, device)
+        time_deep_network(table, middle, device)
     if "neighbours" in options.only:
         time_neighbours(table, device)
     if "reference" in options.only:

@@ -6,7 +6,8 @@
 
 Two steps are timed. *as trained* is the trainer's own step at that many marched samples: most are dropped before the networks see
 them. *full chain* sends all samples through inverse warp, 4-D residual, SDF with normals, colour, compositing, losses, backward and
-optimiser; the parts are those of the full chain, each with its inputs held and the gradients it owes in training. The floor of a part
+optimiser, launched one by one and, as training does, replayed from a recording; the parts are those of the full chain, launched, each
+with its inputs held and the gradients it owes in training: the small ones show how fast the host is. The floor of a part
 is the larger of its time on the wires (inputs read and outputs written once forward; gradients of the outputs and inputs read, gradients of the inputs written
 backward; gathers from tables come from the L2 and are not counted) and of its multiplications at the rate of single precision without tensor cores.
 No files and no capture are needed: the body is a bending capsule. Rows are appended to benchmarks/results.csv.
@@ -34,6 +35,7 @@ from instant_nk.fitting.rays import Batch
 from instant_nk.fitting.trainer import mixed_precision
 from instant_nk.fitting.window_files import CanonicalField
 from instant_nk.fitting.window_fit import KEEP_WEIGHT, STEP_CELLS, WindowFit
+from instant_nk.kernels import live_gradient
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.kernels.ray_sampling import march
 from instant_nk.models import deformation_graph
@@ -43,7 +45,7 @@ from instant_nk.models.renderer import composite, neus_alpha, visible_samples
 from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.sdf_field import SdfField, hull_distance
 from instant_nk.models.warp import NodeMotion, Skeleton, to_canonical
-from instant_nk.models.window_field import WindowField, _push_gradient
+from instant_nk.models.window_field import WindowField
 
 COPY_RATE = 4.1e12  # bytes per second an H200 moves in a copy
 MULTIPLY_RATE = 60e12  # operations per second of an H200 in single precision, without tensor cores
@@ -223,20 +225,20 @@ def parts_of(fit: WindowFit, s: Samples) -> list[Part]:
     with torch.no_grad():
         motion = field.motion()
         canonical, jacobian, _ = to_canonical(fit.space, s.points, s.frame, s.vertex, *motion)
-        residual, _ = field.residual.with_jacobian(canonical, field.tau(s.frame))
+        residual, stretch = field.residual.with_jacobian(canonical, field.tau(s.frame))
         surface = canonical + residual
         sdf, gradient, features = field.sdf.with_gradient(surface)
         rgb = field.colour(surface, F.normalize(gradient, dim=-1), s.directions, features)
     rotations, translations = held(*motion)
-    canonical, surface, sdf, gradient, features, rgb = held(canonical, surface, sdf, gradient, features, rgb)
+    canonical, surface, sdf, gradient, stretch, features, rgb = held(canonical, surface, sdf, gradient, stretch, features, rgb)
     earlier, tau = (s.frame - 1).clamp_min(0), field.tau(s.frame)
     of_residual, of_colour = list(field.residual.parameters()), list(field.colour.parameters())
     w4, h4, w3 = field.residual.encoding.width, window_files.RESIDUAL_HIDDEN, field.sdf.encoding.width
     h3, anchors = field.sdf.mlp.first.out_features, field.skeleton.anchors.shape[1]
 
     def colour() -> tuple[Tensor, ...]:
-        pushed, _ = _push_gradient(gradient, jacobian)
-        return field.colour(surface, F.normalize(pushed, dim=-1), s.directions, features), pushed
+        carried, _ = live_gradient.carry(gradient, stretch, jacobian)
+        return field.colour(surface, F.normalize(carried, dim=-1), s.directions, features), carried
 
     def see() -> tuple[Tensor, ...]:
         alpha = neus_alpha(sdf, (s.directions * gradient).sum(-1), s.lengths, field.inv_std)
@@ -253,7 +255,7 @@ def parts_of(fit: WindowFit, s: Samples) -> list[Part]:
              4, 12, 4 * layer + 6 * h4 + 18 * w4 + 16 * 8 * w4),
         Part("residual, earlier frame", lambda: (field.residual_at(canonical.detach(), earlier),), of_residual, 5, 3, layer + 6 * h4 + 16 * 2 * w4),
         Part("SDF with normals", lambda: field.sdf.with_gradient(surface), [surface], 3, 4 + w3, 4 * (3 + w3) * h3 + 6 * w3 + 8 * 8 * w3),
-        Part("colour", colour, [surface, gradient, features, *of_colour], 18 + w3, 6, 2 * ((9 + w3) * h3 + h3 * h3 + 3 * h3)),
+        Part("colour, live gradient", colour, [surface, gradient, stretch, features, *of_colour], 27 + w3, 6, 2 * ((9 + w3) * h3 + h3 * h3 + 3 * h3)),
         Part("compositing and losses", see, [sdf, gradient, rgb], 14, 0, 60),
     ]  # fmt: skip
 
@@ -308,12 +310,13 @@ def measure_step(table: Table, sizes: Sizes, device: str, log2: int, mixed: bool
             fit.descend(1 << log2)
 
         chain = table.add("window step: full chain", "auto", shape, "float32", len(s.points), descend)
+        replayed = table.add("window step: full chain replayed", "auto", shape, "float32", len(s.points), descend, replayed=True)
         rows = time_parts(table, fit, s, shape)
         teach(fit, s)
         optimiser = table.add("window step: optimiser", "auto", shape, "float32", len(s.points), fit.optimizer.step)
     learned = sum(parameter.numel() for parameter in fit.trained)
     print(f"\nas trained: {marched} samples marched on {fit.rays} rays, {len(kept)} kept: {whole:.3f} ms, of which march and drop {finding:.3f} ms")
-    print(f"full chain on {len(s.points)} samples of {s.rays} rays: {chain:.3f} ms (target on an H200 at 2^20: 25 ms)\n")
+    print(f"full chain on {len(s.points)} samples of {s.rays} rays: {chain:.3f} ms launched, {replayed:.3f} ms replayed (target on an H200 at 2^20: 25 ms)\n")
     print(f"{'part':26s} {'fwd ms':>9s} {'floor':>8s} {'fwd+bwd':>9s} {'floor':>8s}")
     for name, forward, both, low, low_both in rows:
         print(f"{name:26s} {forward:9.3f} {low:8.3f} {both:9.3f} {low_both:8.3f}")

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from instant_nk.kernels import _backend, blend_skinning, field_network, hash_encoding, ray_sampling, volume_rendering
+from instant_nk.kernels import _backend, blend_skinning, deep_network, field_network, hash_encoding, live_gradient, ray_sampling, volume_rendering
 from tests import tolerances
 
 
@@ -225,6 +225,7 @@ def hash_encoding_cases(points: int, dims: int, features: int = 2, open_levels: 
         "encode_table_only": Case(encode, inputs, ("table",), others, tolerances.HASH),
         "encode_twice": Case(encode, inputs | mask, wrt, others, tolerances.HASH, second_order=True),
         "encode_with_jacobian": Case(both, inputs | mask, wrt, others, tolerances.HASH),
+        "encode_with_jacobian_along_space": Case(both, inputs, wrt, others | {"axes": 3, "scale": 0.5}, tolerances.HASH),
     }
 
 
@@ -239,7 +240,44 @@ def field_network_cases(samples: int, points: int = 3, features: int = 32, hidde
     first = {"first_weight": 0.3 * normal(hidden, points + features), "first_bias": 0.1 * normal(hidden)}
     last = {"last_weight": 0.3 * normal(outputs, hidden), "last_bias": normal(outputs)}
     weights = first | last
-    return {
+    whole = {
         f"{name} of {outputs} outputs": Case(field_network.network, free | weights, tuple(wrt))
         for name, wrt in {"network": free | weights, "frozen network": free, "network of fixed samples": weights, "features alone": ["features"]}.items()
     }
+    del free["jacobian"]
+    return whole | {
+        f"{name} of {outputs} outputs": Case(field_network.values, free | weights, tuple(wrt))
+        for name, wrt in {"values": free | weights, "values, weights and features": ["features", *weights]}.items()
+    }
+
+
+def deep_network_cases(samples: int, near: int = 9, features: int = 32, hidden: int = 64, outputs: int = 3) -> dict[str, Case]:
+    """All gradients; those of a network that is frozen; those of its weights alone. No sample lies on the corner of a unit, where its derivative jumps."""
+    generator = torch.Generator().manual_seed(samples)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    weights = {"first_weight": 0.3 * normal(hidden, near + features), "first_bias": 0.1 * normal(hidden)}
+    weights |= {"middle_weight": 0.2 * normal(hidden, hidden), "middle_bias": 0.1 * normal(hidden)}
+    weights |= {"last_weight": 0.3 * normal(outputs, hidden), "last_bias": normal(outputs)}
+    free = {"near": normal(2 * samples, near), "features": 0.3 * normal(2 * samples, features)}
+    first = torch.cat(list(free.values()), 1).double() @ weights["first_weight"].double().T + weights["first_bias"]
+    second = first.relu() @ weights["middle_weight"].double().T + weights["middle_bias"]
+    clear = torch.minimum(first.abs().amin(1), second.abs().amin(1)).argsort(descending=True)[:samples].sort().values
+    free = {name: value[clear] for name, value in free.items()}
+    return {
+        f"{name} of {outputs} outputs": Case(deep_network.network, free | weights, tuple(wrt))
+        for name, wrt in {"deep network": free | weights, "frozen deep network": free, "deep network of fixed samples": weights}.items()
+    }
+
+
+def live_gradient_cases(samples: int) -> dict[str, Case]:
+    """A Jacobian is far from singular, or singular."""
+    generator = torch.Generator().manual_seed(samples)
+    jacobian = torch.eye(3) + 0.2 * torch.randn(samples, 3, 3, generator=generator)
+    jacobian[::11] = 0.0
+    odd = (torch.linalg.det(jacobian).abs() - live_gradient.reference.LEAST_DETERMINANT).abs() < 0.04
+    jacobian[odd & (jacobian != 0).any(-1).any(-1)] = torch.eye(3)
+    free = {"gradient": torch.randn(samples, 3, generator=generator), "stretch": 0.3 * torch.randn(samples, 3, 3, generator=generator)}
+    return {"live gradient": Case(live_gradient.carry, free | {"jacobian": jacobian}, tuple(free))}

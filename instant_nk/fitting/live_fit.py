@@ -14,6 +14,7 @@ from instant_nk.config import FieldConfig
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import NeusFit, SurfaceFitConfig, candidates_of
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.live_field import MODES, LatentSdf, LiveField
 
@@ -54,6 +55,9 @@ class LiveFit(NeusFit):
             config.learning_rate * 5, EIKONAL_WEIGHT, config.mask_weight, ema=config.ema,
         )  # fmt: skip
         super().__init__(fit, source, sdf, sdf.width, candidates, device, seed, title, how)
+
+    def rehearsals(self) -> list[Call]:
+        return self.sdf.rehearsals() + self.colour.rehearsals()
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         return self.sdf(points, frame)

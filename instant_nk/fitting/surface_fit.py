@@ -229,7 +229,7 @@ class SurfaceFit(NeusFit):
         super().__init__(config, source, sdf, config.spec.width, candidates_of(hull, config.occupancy_resolution, device), device, seed, title, how)
 
     def rehearsals(self) -> list[Call]:
-        return self.sdf.rehearsals(to_table=True, to_x=False)
+        return self.sdf.rehearsals(to_table=True, to_x=False) + self.colour.rehearsals()
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         return self.sdf(points)

@@ -29,6 +29,8 @@ OFFERS = {  # kernel folder: backends it has code for
     "ray_sampling": ("reference", "numba", "triton"),
     "volume_rendering": ("reference", "numba", "triton"),
     "field_network": ("reference", "triton"),
+    "deep_network": ("reference", "triton"),
+    "live_gradient": ("reference", "triton"),
 }
 
 _selected = "auto"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from instant_nk.kernels.ahead import Call
 from instant_nk.models.mlp import DeepMlp
 
 
@@ -33,7 +34,11 @@ class ColourField(nn.Module):
             features: [N, L*F].
             light: what `FrameColour` adds for the frame [N, hidden].
         """
-        return torch.sigmoid(self.mlp(torch.cat([x, normals, directions, features], -1), light))
+        return torch.sigmoid(self.mlp(torch.cat([x, normals, directions], -1), features, light))
+
+    def rehearsals(self) -> list[Call]:
+        """What training launches: see `kernels.ahead`."""
+        return self.mlp.rehearsals(9, True, True, True)
 
     def describe(self) -> dict[str, Any]:
         return {"features": self.features, "hidden": self.hidden}

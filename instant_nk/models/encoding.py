@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from instant_nk.kernels import hash_encoding
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
 
 
@@ -32,5 +33,8 @@ class HashEncoding(nn.Module):
 
     def with_jacobian(self, x: Tensor, tau: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features [N, L*F] and their spatial derivative [N, 3, L*F] per scene unit."""
-        features, jacobian = hash_encoding.encode_with_jacobian(self._grid(x, tau), self.table, self.spec, open_levels=self.open_levels)
-        return features, jacobian[:, :3] * 0.5
+        return hash_encoding.encode_with_jacobian(self._grid(x, tau), self.table, self.spec, open_levels=self.open_levels, axes=3, scale=0.5)
+
+    def rehearsals(self, with_jacobian: bool, to_table: bool = False, to_x: bool = False) -> list[Call]:
+        """What `forward` or `with_jacobian` launch, and their gradients: see `kernels.ahead`."""
+        return hash_encoding.rehearsals(self.spec, self.table.device, with_jacobian, to_table, to_x, axes=3)

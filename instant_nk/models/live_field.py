@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instant_nk.kernels import hash_encoding
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.encoding import HashEncoding
@@ -52,6 +53,12 @@ class LiveSdf(nn.Module):
         """Of the features for the colour network."""
         raise NotImplementedError
 
+    def rehearsals(self) -> list[Call]:
+        """What `forward`, `with_gradient` and the latter's gradients launch: see `kernels.ahead`."""
+        device = self.base.device
+        fixed = hash_encoding.rehearsals(self.base_spec, device, False) + hash_encoding.rehearsals(self.base_spec, device, True, axes=3)
+        return fixed + self.encoding.rehearsals(False) + self.encoding.rehearsals(True, True)
+
     def correction(self, x: Tensor, frame: Tensor) -> Tensor:
         """[N], what training adds to the hull's distance."""
         raise NotImplementedError
@@ -81,9 +88,9 @@ class LiveSdf(nn.Module):
 
     def with_gradient(self, x: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Signed distance [N], its spatial gradient [N, 3] and features [N, width]; all differentiable once."""
-        base, jacobian = hash_encoding.encode_with_jacobian(self._when(x, frame), self.base, self.base_spec)
+        base, jacobian = hash_encoding.encode_with_jacobian(self._when(x, frame), self.base, self.base_spec, axes=3, scale=0.5)
         correction, gradient, features = self.correction_with_gradient(x, frame)
-        return base[:, 0] + correction, jacobian[:, :3, 0] * 0.5 + gradient, features
+        return base[:, 0] + correction, jacobian[..., 0] + gradient, features
 
     def describe(self) -> dict[str, Any]:
         """What is needed to build the same module again."""
@@ -108,13 +115,17 @@ class TimeSdf(LiveSdf):
 
     def correction(self, x: Tensor, frame: Tensor) -> Tensor:
         tau = self.tau(frame)
-        return self.mlp(torch.cat([x, tau[:, None], self.encoding(x, tau)], -1))[:, 0]
+        return self.mlp.of_points(torch.cat([x, tau[:, None]], -1), self.encoding(x, tau))[:, 0]
 
     def correction_with_gradient(self, x: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tau = self.tau(frame)
         features, jacobian = self.encoding.with_jacobian(x, tau)
-        out, slope = self.mlp.with_gradient(torch.cat([x, tau[:, None], features], -1))
-        return out[:, 0], slope[:, 0, :3] + torch.einsum("ndk,nk->nd", jacobian, slope[:, 0, 4:]), features
+        out, slope = self.mlp.along_space(torch.cat([x, tau[:, None]], -1), features, jacobian)
+        return out[:, 0], slope[:, 0], features
+
+    def rehearsals(self) -> list[Call]:
+        networks = self.mlp.rehearsals(4, False, True, True) + self.mlp.rehearsals(4, False, False, False, gradient=False)
+        return super().rehearsals() + networks
 
 
 class FourierSdf(LiveSdf):

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from instant_nk.kernels import field_network
+from instant_nk.kernels import deep_network, field_network
 from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.field_network import activation
 
@@ -77,10 +77,16 @@ class Mlp(Network):
         out, slope = self.with_gradient(torch.cat([x, features], -1), self.last.out_features)
         return out, slope[..., :3] + torch.einsum("nok,ndk->nod", slope[..., x.shape[1] :], jacobian)
 
-    def rehearsals(self, points: int, to_x: bool, to_features: bool, to_weights: bool) -> list[Call]:
-        """What `along_space` of points with `points` columns launches, and its gradients: see `kernels.ahead`."""
+    def of_points(self, x: Tensor, features: Tensor) -> Tensor:
+        """Outputs [N, O] of the inputs [x, features], as `along_space`'s; differentiable once."""
+        if not self.mixed:
+            return field_network.values(x, features, self.first.weight, self.first.bias, self.last.weight, self.last.bias)
+        return self(torch.cat([x, features], -1))
+
+    def rehearsals(self, points: int, to_x: bool, to_features: bool, to_weights: bool, gradient: bool = True) -> list[Call]:
+        """What `along_space` of points with `points` columns launches, and its gradients: see `kernels.ahead`. Without `gradient`: `of_points`."""
         sizes = self.first.in_features - points, self.first.out_features, self.last.out_features
-        return field_network.rehearsals(points, *sizes, self.first.weight.device, to_x, to_features, to_weights)
+        return field_network.rehearsals(points, *sizes, self.first.weight.device, to_x, to_features, to_weights, gradient)
 
 
 class DeepMlp(Network):
@@ -90,8 +96,15 @@ class DeepMlp(Network):
         super().__init__(may_mix)
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Outputs [N, O]; `shift` [N, hidden] is added before the first activation."""
-        with self.precision(x):
-            first = self.layers[0](x)
-            return self.layers[1:](first if shift is None else first + shift).to(x.dtype)
+    def forward(self, near: Tensor, features: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Outputs [N, O] of the inputs [near, features]; `shift` [N, hidden] is added before the first activation."""
+        if not self.mixed and shift is None:
+            return deep_network.network(near, features, *self.parameters())
+        with self.precision(near):
+            first = self.layers[0](torch.cat([near, features], -1))
+            return self.layers[1:](first if shift is None else first + shift).to(near.dtype)
+
+    def rehearsals(self, near: int, to_near: bool, to_features: bool, to_weights: bool) -> list[Call]:
+        """What inputs with `near` columns before the features launch, and their gradients: see `kernels.ahead`."""
+        weight, outputs = self.layers[0].weight, self.layers[-1].out_features
+        return deep_network.rehearsals(near, weight.shape[1] - near, len(weight), outputs, weight.device, to_near, to_features, to_weights)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.encoding import HashEncoding
 from instant_nk.models.mlp import Mlp
@@ -29,14 +30,19 @@ class ResidualField(nn.Module):
 
     def forward(self, x: Tensor, tau: Tensor) -> Tensor:
         """Displacement [N, 3] at canonical points [N, 3] and window times [N]."""
-        return self.bound * torch.tanh(self.mlp(torch.cat([x, tau[:, None], self.encoding(x, tau)], -1)))
+        return self.bound * torch.tanh(self.mlp.of_points(torch.cat([x, tau[:, None]], -1), self.encoding(x, tau)))
 
-    def with_jacobian(self, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """Displacement [N, 3] and its spatial Jacobian [N, 3 (out), 3 (in)]."""
+    def with_jacobian(self, x: Tensor, tau: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Displacement [N, 3] and its spatial Jacobian [N, 3 (out), 3 (in)], both times a factor [N]."""
         features, jacobian = self.encoding.with_jacobian(x, tau)
         out, slope = self.mlp.along_space(torch.cat([x, tau[:, None]], -1), features, jacobian)
-        squashed = torch.tanh(out)
-        return self.bound * squashed, self.bound * (1 - squashed**2)[..., None] * slope
+        squashed, bound = torch.tanh(out), self.bound if factor is None else self.bound * factor[:, None]
+        return bound * squashed, (bound * (1 - squashed**2))[..., None] * slope
+
+    def rehearsals(self) -> list[Call]:
+        """What `forward` at fixed points, `with_jacobian` and their gradients launch: see `kernels.ahead`."""
+        encodings = self.encoding.rehearsals(False, True) + self.encoding.rehearsals(True, True, True)
+        return encodings + self.mlp.rehearsals(4, True, True, True) + self.mlp.rehearsals(4, False, True, True, gradient=False)
 
     def describe(self) -> dict[str, Any]:
         return {"spec": self.encoding.spec.to_json(), "hidden": self.mlp.first.out_features, "bound": self.bound}

@@ -62,21 +62,22 @@ class SdfField(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Signed distance [N] at scene points [N, 3]."""
         base = hash_encoding.encode((x + 1) * 0.5, self.base, self.base_spec)
-        return (base + self.mlp(torch.cat([x, self.encoding(x)], -1)))[:, 0]
+        return (base + self.mlp.of_points(x, self.encoding(x)))[:, 0]
 
     def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Signed distance [N], its gradient [N, 3] and the encoding's features [N, L*F]; all differentiable once."""
-        base, base_jacobian = hash_encoding.encode_with_jacobian((x + 1) * 0.5, self.base, self.base_spec)
+        base, base_jacobian = hash_encoding.encode_with_jacobian((x + 1) * 0.5, self.base, self.base_spec, scale=0.5)
         features, jacobian = self.encoding.with_jacobian(x)
         out, slope = self.mlp.along_space(x, features, jacobian)
-        return (base + out)[:, 0], base_jacobian[..., 0] * 0.5 + slope[:, 0], features
+        return (base + out)[:, 0], base_jacobian[..., 0] + slope[:, 0], features
 
     def rehearsals(self, to_table: bool, to_x: bool) -> list[Call]:
         """What `forward`, `with_gradient` and the latter's gradients launch: see `kernels.ahead`."""
-        device, spec = self.base.device, self.encoding.spec
+        device = self.base.device
         fixed = hash_encoding.rehearsals(self.base_spec, device, False) + hash_encoding.rehearsals(self.base_spec, device, True, False, to_x)
-        learned = hash_encoding.rehearsals(spec, device, False) + hash_encoding.rehearsals(spec, device, True, to_table, to_x)
-        return fixed + learned + self.mlp.rehearsals(3, to_x, to_table or to_x, self.mlp.first.weight.requires_grad)
+        learned = self.encoding.rehearsals(False) + self.encoding.rehearsals(True, to_table, to_x)
+        values = self.mlp.rehearsals(3, False, False, False, gradient=False)
+        return fixed + learned + values + self.mlp.rehearsals(3, to_x, to_table or to_x, self.mlp.first.weight.requires_grad)
 
     def describe(self) -> dict[str, Any]:
         """What is needed to build the same module again."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from instant_nk.geometry.neighbours import NearestPoints
-from instant_nk.geometry.rotations import so3_exp
+from instant_nk.geometry.rotations import so3_exp, turn
 from instant_nk.kernels.blend_skinning import blend_with_jacobian, inverse, skinning_weights
 from instant_nk.models.occupancy import cell_centres, dilate
 
@@ -77,7 +77,7 @@ class Skeleton:
 
         def seen_from(a: Tensor, b: Tensor) -> Tensor:
             rest = self.nodes[b] - self.nodes[a]
-            return (rotations[:, a] @ rest[..., None])[..., 0] + self.nodes[a] + translations[:, a] - self.nodes[b] - translations[:, b]
+            return turn(rotations[:, a], rest) + self.nodes[a] + translations[:, a] - self.nodes[b] - translations[:, b]
 
         return torch.stack([seen_from(i, j), seen_from(j, i)])
 
@@ -133,7 +133,7 @@ class LiveSpace:
     def guess(self, x: Tensor, frame: Tensor, vertex: Tensor) -> Tensor:
         """First-order inverse around a vertex: v + J^-1 (x - W(v)), [N, 3]."""
         offset = x - self.live[frame, vertex]
-        return self.skeleton.vertices[vertex] + (self.inverse_jacobian[frame, vertex] @ offset[..., None])[..., 0]
+        return self.skeleton.vertices[vertex] + turn(self.inverse_jacobian[frame, vertex], offset)
 
     def belongs(self, x: Tensor, frame: Tensor, canonical: Tensor) -> Tensor:
         """Whether what lies at canonical points [N, 3] is the part of the subject that is near the live points [N, 3] they came from, bool [N].
@@ -196,7 +196,7 @@ def to_canonical(
         canonical [N, 3], Jacobian dW/dx' [N, 3, 3] (carries no gradient), converged bool [N].
     """
     s = space.skeleton
-    anchors = s.anchors[vertex]
+    anchors = s.anchors[vertex[:, None], torch.arange(s.anchors.shape[1], device=vertex.device)]  # taken as whole rows, it is ten times slower on a GPU
     with torch.no_grad():
         guess = space.guess(x, frame, vertex)
     canonical, converged = inverse(x, guess, anchors, s.nodes, s.radii, rotations, translations, frame, iterations=iterations, tolerance=1e-5)
@@ -218,7 +218,7 @@ def blended_inverse(skeleton: Skeleton, x: Tensor, rotations: Tensor, translatio
     count = min(skeleton.anchors.shape[1], len(live))
     anchors = torch.cat([torch.cdist(part, live).topk(count, largest=False).indices for part in x.split(BLOCK)])
     weights = skinning_weights(x, anchors, live, skeleton.radii)
-    back = (rotations.transpose(1, 2)[anchors] @ (x[:, None] - live[anchors])[..., None])[..., 0] + skeleton.nodes[anchors]
+    back = turn(rotations.transpose(1, 2)[anchors], x[:, None] - live[anchors]) + skeleton.nodes[anchors]
     return (weights[..., None] * back).sum(1)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instant_nk.kernels import blend_skinning, hash_encoding
+from instant_nk.kernels import blend_skinning, hash_encoding, live_gradient
 from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.colour_field import ColourField
@@ -17,8 +17,6 @@ from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.rig_correction import FrameColour
 from instant_nk.models.sdf_field import SdfField
 from instant_nk.models.warp import LiveSpace, NodeMotion, Skeleton, to_canonical
-
-LEAST_DETERMINANT = 0.05  # of the warp's Jacobian: where it squeezes space to less, its inverse says nothing
 
 
 @dataclass
@@ -74,10 +72,10 @@ class WindowField(nn.Module):
 
     def rehearsals(self) -> list[Call]:
         """What `quick_sdf`, `at`, `residual_at` and their gradients launch: see `kernels.ahead`."""
-        device, spec = self.grid.device, self.residual.encoding.spec
-        moved = hash_encoding.rehearsals(spec, device, False, True) + hash_encoding.rehearsals(spec, device, True, True, True)
+        device = self.grid.device
         still = self.sdf.rehearsals(to_table=False, to_x=True) + hash_encoding.rehearsals(self.grid_spec, device, False)
-        return moved + self.residual.mlp.rehearsals(4, True, True, True) + still + blend_skinning.rehearsals(self.skeleton.anchors.shape[1], device)
+        warp = blend_skinning.rehearsals(self.skeleton.anchors.shape[1], device)
+        return self.residual.rehearsals() + still + self.colour.rehearsals() + warp + live_gradient.rehearsals(device)
 
     @torch.no_grad()
     def live_space(self, resolution: int) -> LiveSpace:
@@ -140,24 +138,9 @@ class WindowField(nn.Module):
         """
         canonical, jacobian, converged = to_canonical(space, x, frame, vertex, rotations, translations)
         ramp = self.ramp(frame)
-        residual, stretch = self.residual.with_jacobian(canonical, self.tau(frame))
-        residual, stretch = residual * ramp[:, None], stretch * ramp[:, None, None]
+        residual, stretch = self.residual.with_jacobian(canonical, self.tau(frame), ramp)
         sdf, gradient, features = self.sdf.with_gradient(canonical + residual)
-        gradient = gradient + (stretch.transpose(-1, -2) @ gradient[..., None])[..., 0]
-        gradient, usable = _push_gradient(gradient, jacobian)
+        gradient, usable = live_gradient.carry(gradient, stretch, jacobian)
         normals = F.normalize(gradient, dim=-1)
         rgb = self.colour(canonical + residual, normals, directions, features, self.light(frame) if self.light else None)
         return LiveSamples(sdf, gradient, rgb, residual, stretch, canonical, converged & usable & space.belongs(x, frame, canonical.detach()))
-
-
-def _push_gradient(gradient: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-    """J^-T g [N, 3] by cross products (a library's solve makes the host wait for its error code), and where J is far from singular, bool [N].
-
-    Elsewhere the gradient is left as it is.
-    """
-    a, b, c = jacobian.unbind(-1)
-    bc, ca, ab = torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)
-    determinant = (a * bc).sum(-1)
-    usable = determinant.abs() > LEAST_DETERMINANT
-    pushed = (torch.stack([bc, ca, ab], -1) @ gradient[..., None])[..., 0] / torch.where(usable, determinant, 1)[:, None]
-    return torch.where(usable[:, None], pushed, gradient), usable

@@ -50,12 +50,9 @@ def test_skinning_that_rehearsed_compiles_nothing_more(compiled):
 
 
 def test_a_residual_that_rehearsed_compiles_nothing_more(compiled):
-    from instant_nk.kernels import hash_encoding
-
     spec = HashSpec(4, 2, 10, ((4, 4, 4, 2), (7, 7, 7, 3)))
     residual = ResidualField(spec, 16, 0.1).cuda()
-    calls = hash_encoding.rehearsals(spec, "cuda", False, True) + hash_encoding.rehearsals(spec, "cuda", True, True, True)
-    compile_side_by_side(calls + residual.mlp.rehearsals(4, True, True, True), torch.device("cuda"))
+    compile_side_by_side(residual.rehearsals(), torch.device("cuda"))
     before = len(compiled)
     x, tau = torch.rand(100, 3, device="cuda", requires_grad=True), torch.rand(100, device="cuda")
     sum(part.sum() for part in residual.with_jacobian(x, tau)).backward()

@@ -51,8 +51,25 @@ def test_the_field_network_agrees_with_the_reference(samples, points, features, 
         parity.check(case, "cuda", "triton", strided)
 
 
-def test_the_field_network_gives_the_same_bits_again():
-    case = parity.field_network_cases(20000, 4, outputs=3)["network of 3 outputs"]
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("samples", SIZES)
+@pytest.mark.parametrize(("near", "features", "hidden", "outputs"), [(9, 28, 64, 3), (9, 16, 64, 3), (4, 12, 20, 1), (15, 64, 64, 4)])
+def test_the_deep_network_agrees_with_the_reference(samples, near, features, hidden, outputs, strided):
+    for case in parity.deep_network_cases(samples, near, features, hidden, outputs).values():
+        parity.check(case, "cuda", "triton", strided)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("samples", SIZES)
+def test_the_live_gradient_agrees_with_the_reference(samples, strided):
+    for case in parity.live_gradient_cases(samples).values():
+        parity.check(case, "cuda", "triton", strided)
+
+
+@pytest.mark.parametrize(
+    "case", [parity.field_network_cases(20000, 4, outputs=3)["network of 3 outputs"], parity.deep_network_cases(20000)["deep network of 3 outputs"]]
+)
+def test_networks_give_the_same_bits_again(case):
     first, again = (parity.run(case, "cuda", torch.float32) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
 

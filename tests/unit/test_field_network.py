@@ -68,6 +68,12 @@ def test_a_mixed_network_computes_in_bfloat16_and_stays_near():
         assert found.dtype == torch.float32 and 1e-5 < (found - wanted).norm() / wanted.norm() < 0.03
 
 
+@pytest.mark.parametrize(("points", "outputs"), [(3, 1), (4, 3)])
+def test_the_values_alone_are_those_with_the_gradient(points, outputs):
+    x, features, jacobian, *weights = inputs(40, points, 6, 7, outputs)
+    torch.testing.assert_close(field_network.values(x, features, *weights), field_network.network(x, features, jacobian, *weights)[0])
+
+
 def test_a_network_too_wide_for_triton_is_named():
     sizes = [t.detach().float() for t in inputs(2, 3, 6, 256, 1)]
     assert field_network.network(*sizes)[0].shape == (2, 1)

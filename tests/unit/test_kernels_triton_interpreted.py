@@ -45,7 +45,7 @@ for rays in (0, 1, 63):
 
 
 REHEARSALS = """
-from instant_nk.kernels import blend_skinning, field_network, hash_encoding
+from instant_nk.kernels import blend_skinning, deep_network, field_network, hash_encoding, live_gradient
 from instant_nk.kernels.hash_encoding import HashSpec
 for dims, features in ((3, 2), (4, 2), (3, 1)):
     spec = HashSpec(dims, features, 8, ((3,) * dims, (5,) * dims))
@@ -55,7 +55,8 @@ for dims, features in ((3, 2), (4, 2), (3, 1)):
         for call in calls:
             call()
 networks = field_network.rehearsals(4, 6, 16, 3, "cpu", True, True, True) + field_network.rehearsals(3, 6, 16, 1, "cpu", False, True, False)
-for call in blend_skinning.rehearsals(4, "cpu") + networks:
+networks += field_network.rehearsals(4, 6, 16, 3, "cpu", False, True, True, gradient=False) + deep_network.rehearsals(9, 6, 16, 3, "cpu", True, True, True)
+for call in blend_skinning.rehearsals(4, "cpu") + networks + live_gradient.rehearsals("cpu"):
     call()
 """
 
@@ -66,8 +67,23 @@ for sizes in ((0, 3, 32, 64, 1), (1, 4, 32, 64, 3), (63, 3, 5, 16, 1), (130, 4, 
         parity.check(case, "cpu", "triton", strided=True)
 """
 
+DEEP = """
+for sizes in ((0, 9, 32, 64, 3), (1, 9, 28, 64, 3), (63, 9, 5, 16, 3), (130, 4, 12, 20, 1), (200, 15, 40, 64, 4)):
+    for case in parity.deep_network_cases(*sizes).values():
+        parity.check(case, "cpu", "triton")
+        parity.check(case, "cpu", "triton", strided=True)
+"""
+
+CARRYING = """
+for samples in (0, 1, 63, 300):
+    for case in parity.live_gradient_cases(samples).values():
+        parity.check(case, "cpu", "triton")
+        parity.check(case, "cpu", "triton", strided=True)
+"""
+
 PROGRAMS = {
-    "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK, "rehearsals": REHEARSALS
+    "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK, "deep_network": DEEP, "live_gradient": CARRYING,
+    "rehearsals": REHEARSALS
 }  # fmt: skip
 
 

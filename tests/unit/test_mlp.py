@@ -62,4 +62,4 @@ def test_scale_zero_starts_at_exactly_zero_but_can_learn():
 def test_a_network_of_no_points_returns_no_points():
     values, gradient = Mlp(5, 7, 1).with_gradient(torch.zeros(0, 5))
     assert values.shape == (0, 1) and gradient.shape == (0, 1, 5)
-    assert DeepMlp(5, 7, 3)(torch.zeros(0, 5)).shape == (0, 3)
+    assert DeepMlp(5, 7, 3)(torch.zeros(0, 2), torch.zeros(0, 3)).shape == (0, 3)

@@ -54,5 +54,5 @@ def test_it_runs_small_on_the_cpu_and_keeps_its_rows(tmp_path, monkeypatch, caps
     monkeypatch.setattr("benchmarks.kernels.REPEATS", 3)
     rows = window_step.measure_step(Table("cpu", tmp_path / "rows.csv"), window_step.sizes_of(small=True), "cpu", 10)
     assert [row[0] for row in rows][1:3] == ["inverse warp", "residual with Jacobian"] and all(row[2] > 0 for row in rows)
-    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 3 + 2 * 7 + 1
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 4 + 2 * 7 + 1
     assert "full chain on 1024 samples" in capsys.readouterr().out

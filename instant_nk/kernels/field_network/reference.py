@@ -27,3 +27,8 @@ def network(
         direct = (slope[:, None] * last_weight) @ first_weight
         through = torch.einsum("nok,ndk->nod", direct[..., x.shape[1] :], jacobian)
     return F.linear(hidden, last_weight, last_bias), direct[..., :3] + through
+
+
+def values(x: Tensor, features: Tensor, first_weight: Tensor, first_bias: Tensor, last_weight: Tensor, last_bias: Tensor) -> Tensor:
+    """out of `network`."""
+    return F.linear(activation(F.linear(torch.cat([x, features], -1), first_weight, first_bias))[0], last_weight, last_bias)

@@ -24,11 +24,11 @@ from instant_nk.kernels import _backend
 from instant_nk.kernels.field_network.reference import SMOOTHING
 
 PRECISION = "tf32x3"  # of matrix products: three passes of the tensor cores keep nearly all of float32; "ieee" keeps all, without tensor cores
-TILE = 64  # samples at once, forward
-TILE_GRAD = 16  # and backward, where more is held in registers
-LEAST_K = 32  # columns of features: with 16 four warps compute the same twice, and spill
-WARPS = 4  # up to 64 hidden units; twice as many above
-PROGRAMS = 4  # per multiprocessor; the interpreter's only ones
+LEAST_K = 16  # columns of features
+# Samples at once, warps, and programs per multiprocessor (the interpreter's only ones), up to 32 hidden units and up to 64; above, twice the warps.
+FORWARD = {32: (64, 4, 8), 64: (128, 4, 4)}
+FROZEN = {32: (32, 2, 8), 64: (64, 4, 4)}  # backward without the weights' gradients,
+LEARNED = {32: (32, 2, 8), 64: (16, 4, 4)}  # and with them, which are held in registers
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _hidden(f, x, first_weight, first_bias, weight, r, live, h, inside, column, 
 def _network_kernel(
     x, features, jacobian, first_weight, first_bias, last_weight, last_bias, outputs, gradient, samples,
     POINTS: tl.constexpr, K: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
-    SMOOTHING: tl.constexpr, PRECISION: tl.constexpr,
+    GRADIENT: tl.constexpr, SMOOTHING: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     h, k, r = tl.arange(0, WIDTH), tl.arange(0, WIDTH_K), tl.arange(0, TILE)
     inside, column = h < HIDDEN, h * (POINTS + K)
@@ -79,19 +79,21 @@ def _network_kernel(
         for o in range(OUTPUTS):
             w = _row(last_weight + o * HIDDEN, h, inside)
             tl.store(outputs + start * OUTPUTS + (r * OUTPUTS + o), tl.sum(a * w, axis=1) + tl.load(last_bias + o), mask=live)
-            q = s * w
-            g = tl.dot(q, weight, input_precision=PRECISION)
-            for axis in range(3):
-                j = tl.load(jacobian + start * (3 * K) + (r[:, None] * (3 * K) + axis * K + k[None, :]), mask=there, other=0.0)
-                slope = tl.sum(j * g, axis=1) + tl.sum(q * _row(first_weight, column + axis, inside), axis=1)
-                tl.store(gradient + start * (3 * OUTPUTS) + (r * (3 * OUTPUTS) + o * 3 + axis), slope, mask=live)
+            if GRADIENT:
+                q = s * w
+                g = tl.dot(q, weight, input_precision=PRECISION)
+                for axis in range(3):
+                    j = tl.load(jacobian + start * (3 * K) + (r[:, None] * (3 * K) + axis * K + k[None, :]), mask=there, other=0.0)
+                    slope = tl.sum(j * g, axis=1) + tl.sum(q * _row(first_weight, column + axis, inside), axis=1)
+                    tl.store(gradient + start * (3 * OUTPUTS) + (r * (3 * OUTPUTS) + o * 3 + axis), slope, mask=live)
 
 
 @triton.jit(do_not_specialize=["samples"])
 def _network_grad_kernel(
     x, features, jacobian, first_weight, first_bias, last_weight, grad_outputs, grad_gradient, to_x, to_features, to_jacobian, to_weights, samples,
     POINTS: tl.constexpr, K: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
-    X: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr, WEIGHTS: tl.constexpr, SMOOTHING: tl.constexpr, PRECISION: tl.constexpr,
+    X: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr, WEIGHTS: tl.constexpr,
+    GRADIENT: tl.constexpr, SMOOTHING: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     h, k, r, few = tl.arange(0, WIDTH), tl.arange(0, WIDTH_K), tl.arange(0, TILE), tl.arange(0, 16)
     inside, column = h < HIDDEN, h * (POINTS + K)
@@ -107,51 +109,54 @@ def _network_grad_kernel(
         f = tl.load(features + start * K + at, mask=there, other=0.0)
         p = _hidden(f, x + start * POINTS, first_weight, first_bias, weight, r, live, h, inside, column, POINTS, PRECISION)
         a, s, bend = _activate(p, SMOOTHING)
-        to_s = tl.zeros([TILE, WIDTH], tl.float32)
-        given = grad_gradient + start * (3 * OUTPUTS)
-        if OUTPUTS == 1:  # the cotangent meets the Jacobian before the weights: one product for all axes
-            w = _row(last_weight, h, inside)
-            v, t = tl.zeros([TILE, WIDTH_K], tl.float32), tl.zeros([TILE, WIDTH], tl.float32)
-            for axis in tl.static_range(3):
-                e = _column(given, r * 3 + axis, live)
-                v += e * tl.load(jacobian + start * (3 * K) + axis * K + at_jacobian, mask=there, other=0.0)
-                t += e * _row(first_weight, column + axis, inside)
-            t = tl.dot(v, tl.trans(weight), t, input_precision=PRECISION)
-            to_s = t * w
-            c = s * w
-            if JACOBIAN:
-                g = tl.dot(c, weight, input_precision=PRECISION)
+        if GRADIENT:
+            to_s = tl.zeros([TILE, WIDTH], tl.float32)
+            given = grad_gradient + start * (3 * OUTPUTS)
+            if OUTPUTS == 1:  # the cotangent meets the Jacobian before the weights: one product for all axes
+                w = _row(last_weight, h, inside)
+                v, t = tl.zeros([TILE, WIDTH_K], tl.float32), tl.zeros([TILE, WIDTH], tl.float32)
                 for axis in tl.static_range(3):
-                    tl.store(to_jacobian + start * (3 * K) + axis * K + at_jacobian, _column(given, r * 3 + axis, live) * g, mask=there)
-            if WEIGHTS:
-                turned = tl.trans(c)
-                sum_features = tl.dot(turned, v, sum_features, input_precision=PRECISION)
-                e = tl.load(given + (r[:, None] * 3 + few[None, :]), mask=live[:, None] & (few < 3)[None, :], other=0.0)
-                sum_points = tl.dot(turned, e, sum_points, input_precision=PRECISION)
-                one = tl.where(live[:, None] & (few == 0)[None, :], 1.0, 0.0)
-                sum_last = tl.dot(tl.trans(s * t), one, sum_last, input_precision=PRECISION)
-        else:
-            for axis in range(3):
-                j = tl.load(jacobian + start * (3 * K) + axis * K + at_jacobian, mask=there, other=0.0)
-                t = tl.dot(j, tl.trans(weight), input_precision=PRECISION) + _row(first_weight, column + axis, inside)
-                c = tl.zeros([TILE, WIDTH], tl.float32)
-                for o in tl.static_range(OUTPUTS):
-                    c += _column(given, r * (3 * OUTPUTS) + o * 3 + axis, live) * _row(last_weight + o * HIDDEN, h, inside)
-                to_s += c * t
-                c *= s
+                    e = _column(given, r * 3 + axis, live)
+                    v += e * tl.load(jacobian + start * (3 * K) + axis * K + at_jacobian, mask=there, other=0.0)
+                    t += e * _row(first_weight, column + axis, inside)
+                t = tl.dot(v, tl.trans(weight), t, input_precision=PRECISION)
+                to_s = t * w
+                c = s * w
                 if JACOBIAN:
-                    tl.store(to_jacobian + start * (3 * K) + axis * K + at_jacobian, tl.dot(c, weight, input_precision=PRECISION), mask=there)
+                    g = tl.dot(c, weight, input_precision=PRECISION)
+                    for axis in tl.static_range(3):
+                        tl.store(to_jacobian + start * (3 * K) + axis * K + at_jacobian, _column(given, r * 3 + axis, live) * g, mask=there)
                 if WEIGHTS:
                     turned = tl.trans(c)
-                    sum_features = tl.dot(turned, j, sum_features, input_precision=PRECISION)
-                    one = tl.where(live[:, None] & (few == axis)[None, :], 1.0, 0.0)
-                    sum_points = tl.dot(turned, one, sum_points, input_precision=PRECISION)
-                    e = tl.load(given + (r[:, None] * (3 * OUTPUTS) + few[None, :] * 3 + axis), mask=live[:, None] & (few < OUTPUTS)[None, :], other=0.0)
-                    sum_last = tl.dot(tl.trans(s * t), e, sum_last, input_precision=PRECISION)
+                    sum_features = tl.dot(turned, v, sum_features, input_precision=PRECISION)
+                    e = tl.load(given + (r[:, None] * 3 + few[None, :]), mask=live[:, None] & (few < 3)[None, :], other=0.0)
+                    sum_points = tl.dot(turned, e, sum_points, input_precision=PRECISION)
+                    one = tl.where(live[:, None] & (few == 0)[None, :], 1.0, 0.0)
+                    sum_last = tl.dot(tl.trans(s * t), one, sum_last, input_precision=PRECISION)
+            else:
+                for axis in range(3):
+                    j = tl.load(jacobian + start * (3 * K) + axis * K + at_jacobian, mask=there, other=0.0)
+                    t = tl.dot(j, tl.trans(weight), input_precision=PRECISION) + _row(first_weight, column + axis, inside)
+                    c = tl.zeros([TILE, WIDTH], tl.float32)
+                    for o in tl.static_range(OUTPUTS):
+                        c += _column(given, r * (3 * OUTPUTS) + o * 3 + axis, live) * _row(last_weight + o * HIDDEN, h, inside)
+                    to_s += c * t
+                    c *= s
+                    if JACOBIAN:
+                        tl.store(to_jacobian + start * (3 * K) + axis * K + at_jacobian, tl.dot(c, weight, input_precision=PRECISION), mask=there)
+                    if WEIGHTS:
+                        turned = tl.trans(c)
+                        sum_features = tl.dot(turned, j, sum_features, input_precision=PRECISION)
+                        one = tl.where(live[:, None] & (few == axis)[None, :], 1.0, 0.0)
+                        sum_points = tl.dot(turned, one, sum_points, input_precision=PRECISION)
+                        e = tl.load(given + (r[:, None] * (3 * OUTPUTS) + few[None, :] * 3 + axis), mask=live[:, None] & (few < OUTPUTS)[None, :], other=0.0)
+                        sum_last = tl.dot(tl.trans(s * t), e, sum_last, input_precision=PRECISION)
         to_a = tl.zeros([TILE, WIDTH], tl.float32)
         for o in tl.static_range(OUTPUTS):
             to_a += _column(grad_outputs + start * OUTPUTS, r * OUTPUTS + o, live) * _row(last_weight + o * HIDDEN, h, inside)
-        to_p = to_a * s + to_s * bend
+        to_p = to_a * s
+        if GRADIENT:
+            to_p += to_s * bend
         if FEATURES:
             tl.store(to_features + start * K + at, tl.dot(to_p, weight, input_precision=PRECISION), mask=there)
         if X:
@@ -173,48 +178,54 @@ def _network_grad_kernel(
 
 
 @cache
-def _programs(device: torch.device) -> int:
-    return PROGRAMS * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _launch(x: Tensor, features: Tensor, first_weight: Tensor, last_weight: Tensor, tile: int) -> tuple[tuple[int], dict[str, Any]]:
+def _launch(x: Tensor, features: Tensor, first_weight: Tensor, last_weight: Tensor, plan: dict[int, tuple[int, int, int]]) -> tuple[tuple[int], dict[str, Any]]:
     hidden = len(first_weight)
+    tile, warps, programs = plan[32 if hidden <= 32 else 64]
     constants = {"POINTS": x.shape[1], "K": features.shape[1], "HIDDEN": hidden, "OUTPUTS": len(last_weight), "TILE": tile}
     constants |= {"WIDTH_K": max(LEAST_K, triton.next_power_of_2(features.shape[1])), "WIDTH": max(16, triton.next_power_of_2(hidden))}
-    constants |= {"SMOOTHING": SMOOTHING, "PRECISION": PRECISION, "num_warps": WARPS if hidden <= 64 else 2 * WARPS, "num_stages": 1}
-    return (min(triton.cdiv(len(x), tile), _programs(x.device)),), constants
+    constants |= {"SMOOTHING": SMOOTHING, "PRECISION": PRECISION, "num_warps": warps if hidden <= 64 else 2 * warps, "num_stages": 1}
+    return (min(triton.cdiv(len(x), tile), programs * _multiprocessors(x.device)),), constants
 
 
 def network(
-    x: Tensor, features: Tensor, jacobian: Tensor, first_weight: Tensor, first_bias: Tensor, last_weight: Tensor, last_bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """As `reference.network`."""
+    x: Tensor, features: Tensor, jacobian: Tensor | None, first_weight: Tensor, first_bias: Tensor, last_weight: Tensor, last_bias: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """As `reference.network`; without a Jacobian the outputs alone."""
     outputs = torch.empty(len(x), len(last_weight), device=x.device)
-    gradient = torch.empty(len(x), len(last_weight), 3, device=x.device)
+    gradient = None if jacobian is None else torch.empty(len(x), len(last_weight), 3, device=x.device)
     if len(x):
-        grid, constants = _launch(x, features, first_weight, last_weight, TILE)
-        inputs = (t.contiguous() for t in (x, features, jacobian, first_weight, first_bias, last_weight, last_bias))
+        grid, constants = _launch(x, features, first_weight, last_weight, FORWARD)
+        inputs = _contiguous(x, features, jacobian, first_weight, first_bias, last_weight, last_bias)
         with _backend.on(x):
-            _network_kernel[grid](*inputs, outputs, gradient, len(x), **constants)
+            _network_kernel[grid](*inputs, outputs, gradient, len(x), GRADIENT=jacobian is not None, **constants)
     return outputs, gradient
 
 
 def network_grad(
-    x: Tensor, features: Tensor, jacobian: Tensor, first_weight: Tensor, first_bias: Tensor, last_weight: Tensor, grad_outputs: Tensor, grad_gradient: Tensor,
-    wanted: tuple[bool, bool, bool], weights: bool,
+    x: Tensor, features: Tensor, jacobian: Tensor | None, first_weight: Tensor, first_bias: Tensor, last_weight: Tensor,
+    grad_outputs: Tensor, grad_gradient: Tensor | None, wanted: tuple[bool, bool, bool], weights: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of the seven arguments of `network`: of x, features and Jacobian those `wanted`, of the four weights all or none."""
     found = [torch.empty(t.shape, device=x.device) if want else None for t, want in zip((x, features, jacobian), wanted, strict=True)]
     columns, outputs = first_weight.shape[1], len(last_weight)
-    grid, constants = _launch(x, features, first_weight, last_weight, TILE_GRAD)
+    grid, constants = _launch(x, features, first_weight, last_weight, LEARNED if weights else FROZEN)
     partial = torch.empty(*grid, len(first_weight), columns + 1 + outputs, device=x.device) if weights else None
     if len(x):
-        inputs = (t.contiguous() for t in (x, features, jacobian, first_weight, first_bias, last_weight, grad_outputs, grad_gradient))
+        inputs = _contiguous(x, features, jacobian, first_weight, first_bias, last_weight, grad_outputs, grad_gradient)
         with _backend.on(x):
             _network_grad_kernel[grid](
-                *inputs, *found, partial, len(x), X=wanted[0], FEATURES=wanted[1], JACOBIAN=wanted[2], WEIGHTS=weights, **constants
+                *inputs, *found, partial, len(x),
+                X=wanted[0], FEATURES=wanted[1], JACOBIAN=wanted[2], WEIGHTS=weights, GRADIENT=jacobian is not None, **constants,
             )  # fmt: skip
     if not weights:
         return *found, None, None, None, None
     to_first, to_bias, to_last = partial.sum(0).split([columns, 1, outputs], 1)  # one partial sum per program: the order is fixed
     return *found, to_first, to_bias[:, 0], to_last.T, grad_outputs.sum(0)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tensors]

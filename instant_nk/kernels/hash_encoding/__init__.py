@@ -22,20 +22,24 @@ from instant_nk.kernels.hash_encoding.spec import HashSpec
 __all__ = ["HashSpec", "encode", "encode_with_jacobian", "rehearsals"]
 
 
-def rehearsals(spec: HashSpec, device: str, with_jacobian: bool, to_table: bool = False, to_x: bool = False) -> list[Call]:
-    """One launch, on a single point, of each Triton kernel behind an encoding and the gradients it will be asked for: see `kernels.ahead`."""
+def rehearsals(spec: HashSpec, device: str, with_jacobian: bool, to_table: bool = False, to_x: bool = False, axes: int | None = None) -> list[Call]:
+    """One launch, on a single point, of each Triton kernel behind an encoding and the gradients it will be asked for: see `kernels.ahead`.
+
+    Args:
+        axes: of the Jacobian; default all.
+    """
     if spec.layout == "tcnn":
         return []
 
     def forward() -> None:
         from instant_nk.kernels.hash_encoding import triton as ops
 
-        ops.forward(point(), table(), spec, spec.levels, with_jacobian)
+        ops.forward(point(), table(), spec, spec.levels, with_jacobian, axes, 0.5)
 
     def backward() -> None:
         from instant_nk.kernels.hash_encoding import triton as ops
 
-        jacobian = torch.zeros(1, spec.dims, spec.width, device=device) if with_jacobian else None
+        jacobian = torch.zeros(1, axes or spec.dims, spec.width, device=device) if with_jacobian else None
         ops.backward(point(), table(), spec, spec.levels, torch.zeros(1, spec.width, device=device), jacobian, to_table, to_x)
 
     def point() -> Tensor:
@@ -66,13 +70,18 @@ def _primitives(spec: HashSpec, *tensors: Tensor) -> ModuleType:
 
 def _gradients(
     x: Tensor, table: Tensor, spec: HashSpec, levels: int, grad: Tensor | None, grad_jacobian: Tensor | None, to_table: bool, to_x: bool,
-    direction: Tensor | None = None,
+    direction: Tensor | None = None, scale: float = 1.0,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of <grad, features> + <grad_jacobian, Jacobian> to the table and the positions.
+    """Gradients of <grad, features> + <grad_jacobian, `scale` times the Jacobian's first axes> to the table and the positions.
 
     With `direction` [N, D] they are those of <grad, derivative of the features along it>.
     """
     ops = _primitives(spec, x, table)
+    if getattr(ops, "SCALES", False):
+        grad_table, grad_x = ops.backward(x, table, spec, levels, grad, grad_jacobian, to_table, to_x, direction, scale)
+        return None if grad_table is None else grad_table.to(table.dtype), grad_x
+    if grad_jacobian is not None and (scale != 1.0 or grad_jacobian.shape[1] < spec.dims):
+        grad_jacobian = torch.nn.functional.pad(grad_jacobian * scale, (0, 0, 0, spec.dims - grad_jacobian.shape[1]))
     if hasattr(ops, "backward"):  # both in one pass, nothing written out between
         grad_table, grad_x = ops.backward(x, table, spec, levels, grad, grad_jacobian, to_table, to_x, direction)
     else:
@@ -162,19 +171,23 @@ class _Scatter(Function):
 
 class _EncodeWithJacobian(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, spec: HashSpec, levels: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, table: Tensor, spec: HashSpec, levels: int, axes: int, scale: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, table)
-        ctx.spec, ctx.levels = spec, levels
+        ctx.spec, ctx.levels, ctx.scale = spec, levels, scale
         ctx.set_materialize_grads(False)
-        return _primitives(spec, x, table).forward(x, table, spec, levels, True)
+        ops = _primitives(spec, x, table)
+        if getattr(ops, "SCALES", False):
+            return ops.forward(x, table, spec, levels, True, axes, scale)
+        features, jacobian = ops.forward(x, table, spec, levels, True)
+        return features, jacobian if scale == 1.0 and axes == spec.dims else jacobian[:, :axes] * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_jacobian: Tensor | None) -> tuple[Tensor | None, ...]:
         x, table = ctx.saved_tensors
         to_x, to_table = _wanted(ctx, 0), _wanted(ctx, 1)
-        grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, grad_jacobian, to_table, to_x)
-        return grad_x, grad_table, None, None
+        grad_table, grad_x = _gradients(x, table, ctx.spec, ctx.levels, grad, grad_jacobian, to_table, to_x, scale=ctx.scale)
+        return grad_x, grad_table, None, None, None, None
 
 
 def _check(x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None) -> None:
@@ -207,16 +220,23 @@ def encode(x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None =
     return features if level_mask is None else features * level_mask.repeat_interleave(spec.features)
 
 
-def encode_with_jacobian(x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None = None, open_levels: int | None = None) -> tuple[Tensor, Tensor]:
+def encode_with_jacobian(
+    x: Tensor, table: Tensor, spec: HashSpec, level_mask: Tensor | None = None, open_levels: int | None = None, axes: int | None = None, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Features and their derivative with respect to the positions; both differentiable once in positions and table.
 
-    Arguments as in `encode`.
+    Args: as in `encode`, and
+        axes: the derivative along the first of them only: 3 leaves out time. Default all.
+        scale: factor on the derivative, where it is wanted per another unit than that of the grid.
 
     Returns:
-        features [N, L*F] and Jacobian [N, D, L*F].
+        features [N, L*F] and Jacobian [N, axes, L*F].
     """
     _check(x, table, spec, level_mask)
-    features, jacobian = _EncodeWithJacobian.apply(_no_leaf(x), _no_leaf(table), spec, spec.levels if open_levels is None else open_levels)
+    if axes not in (None, 3, spec.dims):
+        raise ValueError(f"hash_encoding: axes must be 3 or {spec.dims}, got {axes}")
+    levels = spec.levels if open_levels is None else open_levels
+    features, jacobian = _EncodeWithJacobian.apply(_no_leaf(x), _no_leaf(table), spec, levels, axes or spec.dims, scale)
     if level_mask is None:
         return features, jacobian
     columns = level_mask.repeat_interleave(spec.features)

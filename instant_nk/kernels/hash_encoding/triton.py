@@ -23,6 +23,7 @@ from instant_nk.kernels import _backend
 from instant_nk.kernels._triton_memory import load_pair, vector_atomics
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
+SCALES = True  # the Jacobian's scale and number of axes are arguments of `forward` and `backward`
 POINTS = 64  # per program
 WARPS = 4
 PAIRS = 4  # pairs of channels per program: a sector of the output
@@ -66,6 +67,13 @@ def _store_sector(base, index, column, side, live, a0, b0, a1, b1, a2, b2, a3, b
     values = tl.reshape(tl.join(even, odd), [POINTS * 2, 4])
     part = side[:, None] * 4 + tl.arange(0, 4)[None, :]
     tl.store(base + index[:, None] + column + part, values, mask=live[:, None] & (column + part < WIDTH), eviction_policy="evict_first")
+
+
+@triton.jit
+def _store_scaled(base, index, column, side, live, scale, a0, b0, a1, b1, a2, b2, a3, b3, WIDTH: tl.constexpr, POINTS: tl.constexpr):
+    """`_store_sector` of `scale` times the values."""
+    a0, b0, a1, b1, a2, b2, a3, b3 = a0 * scale, b0 * scale, a1 * scale, b1 * scale, a2 * scale, b2 * scale, a3 * scale, b3 * scale
+    _store_sector(base, index, column, side, live, a0, b0, a1, b1, a2, b2, a3, b3, WIDTH, POINTS)
 
 
 @triton.jit
@@ -192,12 +200,13 @@ def _along(d0, d1, d2, d3, a0, b0, a1, b1, a2, b2, a3, b3, DIMS: tl.constexpr):
     return a, b
 
 
-@triton.jit(do_not_specialize=["n_points", "open_pairs"])
+@triton.jit(do_not_specialize=["n_points", "open_pairs", "scale"])
 def _forward_kernel(
-    x, table, layout, direction, features, jacobian, n_points, open_pairs,
-    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, JACOBIAN: tl.constexpr, ALONG: tl.constexpr, POINTS: tl.constexpr,
+    x, table, layout, direction, features, jacobian, n_points, open_pairs, scale,
+    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, JACOBIAN: tl.constexpr, AXES: tl.constexpr, ALONG: tl.constexpr,
+    POINTS: tl.constexpr,
 ):  # fmt: skip
-    """Features, with JACOBIAN their derivatives too; with ALONG the derivative along a direction of each point instead."""
+    """Features, with JACOBIAN `scale` times their derivatives along the first AXES too; with ALONG the derivative along a direction of each point instead."""
     WIDTH: tl.constexpr = LEVELS * F
     lane = tl.arange(0, POINTS * 2)
     n = tl.program_id(0).to(tl.int64) * POINTS + (lane >> 1)
@@ -218,19 +227,22 @@ def _forward_kernel(
         g, h = _along(d0, d1, d2, d3, sa0, sb0, sa1, sb1, sa2, sb2, sa3, sb3, DIMS)
     _store_sector(features, n * WIDTH, pair * 2, side, live, a, b, c, d, e, f, g, h, WIDTH, POINTS)
     if JACOBIAN:
-        at = n * (DIMS * WIDTH)
-        _store_sector(jacobian, at, pair * 2, side, live, pa0, pb0, qa0, qb0, ra0, rb0, sa0, sb0, WIDTH, POINTS)
-        _store_sector(jacobian, at + WIDTH, pair * 2, side, live, pa1, pb1, qa1, qb1, ra1, rb1, sa1, sb1, WIDTH, POINTS)
-        _store_sector(jacobian, at + 2 * WIDTH, pair * 2, side, live, pa2, pb2, qa2, qb2, ra2, rb2, sa2, sb2, WIDTH, POINTS)
-        if DIMS == 4:
-            _store_sector(jacobian, at + 3 * WIDTH, pair * 2, side, live, pa3, pb3, qa3, qb3, ra3, rb3, sa3, sb3, WIDTH, POINTS)
+        at = n * (AXES * WIDTH)
+        _store_scaled(jacobian, at, pair * 2, side, live, scale, pa0, pb0, qa0, qb0, ra0, rb0, sa0, sb0, WIDTH, POINTS)
+        _store_scaled(jacobian, at + WIDTH, pair * 2, side, live, scale, pa1, pb1, qa1, qb1, ra1, rb1, sa1, sb1, WIDTH, POINTS)
+        _store_scaled(jacobian, at + 2 * WIDTH, pair * 2, side, live, scale, pa2, pb2, qa2, qb2, ra2, rb2, sa2, sb2, WIDTH, POINTS)
+        if AXES == 4:
+            _store_scaled(jacobian, at + 3 * WIDTH, pair * 2, side, live, scale, pa3, pb3, qa3, qb3, ra3, rb3, sa3, sb3, WIDTH, POINTS)
 
 
 @triton.jit
-def _cotangents(direction, grad_jacobian, n, live, column, ga, gb, axis, MODE: tl.constexpr, WIDTH: tl.constexpr, DIMS: tl.constexpr):
+def _cotangents(
+    direction, grad_jacobian, scale, n, live, column, ga, gb, axis, MODE: tl.constexpr, WIDTH: tl.constexpr, DIMS: tl.constexpr, AXES: tl.constexpr
+):
     """Cotangent of a pair of channels' derivative along one axis: given, or the features' cotangent times a direction."""
     if MODE == "given":
-        a, b = load_pair(grad_jacobian, n * (DIMS * WIDTH) + axis * WIDTH + column, live)
+        a, b = load_pair(grad_jacobian, n * (AXES * WIDTH) + axis * WIDTH + column, live)
+        a, b = a * scale, b * scale
     else:
         d = tl.load(direction + n * DIMS + axis, mask=live, other=0.0)
         a, b = d * ga, d * gb
@@ -239,8 +251,8 @@ def _cotangents(direction, grad_jacobian, n, live, column, ga, gb, axis, MODE: t
 
 @triton.jit
 def _scatter(
-    p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair, open_pairs, ga, gb, x0, x1, x2, x3,
-    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr,
+    p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair, open_pairs, ga, gb, x0, x1, x2, x3,
+    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr, AXES: tl.constexpr,
     TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Send the cotangents of one pair of channels to the table and, gathering anew, to this lane's share of the position's gradient."""
@@ -258,13 +270,13 @@ def _scatter(
         ca, cb = w0 * ga, w0 * gb
     ka1, kb1, ka2, kb2, ka3, kb3, sa, sb = zero, zero, zero, zero, zero, zero, zero, zero
     if JACOBIAN != "none":  # cotangents of the slopes along y, z, t, with their cells
-        ja0, jb0 = _cotangents(direction, grad_jacobian, n, live, pair * 2, ga, gb, 0, JACOBIAN, WIDTH, DIMS)
-        ja1, jb1 = _cotangents(direction, grad_jacobian, n, live, pair * 2, ga, gb, 1, JACOBIAN, WIDTH, DIMS)
-        ja2, jb2 = _cotangents(direction, grad_jacobian, n, live, pair * 2, ga, gb, 2, JACOBIAN, WIDTH, DIMS)
+        ja0, jb0 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 0, JACOBIAN, WIDTH, DIMS, AXES)
+        ja1, jb1 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 1, JACOBIAN, WIDTH, DIMS, AXES)
+        ja2, jb2 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 2, JACOBIAN, WIDTH, DIMS, AXES)
         sa, sb, ka1, kb1, ka2, kb2 = s0 * ja0, s0 * jb0, c1 * ja1, c1 * jb1, c2 * ja2, c2 * jb2
         ca, cb = ca + sa, cb + sb
-        if DIMS == 4:
-            ja3, jb3 = _cotangents(direction, grad_jacobian, n, live, pair * 2, ga, gb, 3, JACOBIAN, WIDTH, DIMS)
+        if AXES == 4:
+            ja3, jb3 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 3, JACOBIAN, WIDTH, DIMS, AXES)
             ka3, kb3 = c3 * ja3, c3 * jb3
     u0, u1, u2, u3 = zero, zero, zero, zero
     for corner in tl.static_range(1 << (DIMS - 1)):
@@ -283,7 +295,7 @@ def _scatter(
         if JACOBIAN != "none":
             ha += e1 * ka1 + e2 * ka2
             hb += e1 * kb1 + e2 * kb2
-            if DIMS == 4:
+            if AXES == 4:
                 ha += e3 * ka3
                 hb += e3 * kb3
         if TO_TABLE:
@@ -302,11 +314,12 @@ def _scatter(
                 u1 += e12 * p2
                 u2 += e12 * p1
                 if DIMS == 4:
-                    p3 = w0 * (va * ka3 + vb * kb3)
                     e13, e23 = (s1 * s3) * w2, (s2 * s3) * w1
-                    u1 += e13 * p3
-                    u2 += e23 * p3
                     u3 += e13 * p1 + e23 * p2
+                    if AXES == 4:
+                        p3 = w0 * (va * ka3 + vb * kb3)
+                        u1 += e13 * p3
+                        u2 += e23 * p3
     if TO_X:
         x0, x1, x2 = x0 + s0 * u0, x1 + c1 * u1, x2 + c2 * u2
         if DIMS == 4:
@@ -314,15 +327,15 @@ def _scatter(
     return x0, x1, x2, x3
 
 
-@triton.jit(do_not_specialize=["n_points", "open_pairs"])
+@triton.jit(do_not_specialize=["n_points", "open_pairs", "scale"])
 def _backward_kernel(
-    x, table, layout, direction, grad_features, grad_jacobian, grad_table, grad_x, n_points, open_pairs,
-    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr,
+    x, table, layout, direction, grad_features, grad_jacobian, grad_table, grad_x, n_points, open_pairs, scale,
+    F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr, AXES: tl.constexpr,
     TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of <grad_features, features> + <cotangent, Jacobian> to the table and the positions.
 
-    FEATURES: whether the first term is there. JACOBIAN: "none"; "given" by grad_jacobian; "along", direction x grad_features.
+    FEATURES: whether the first term is there. JACOBIAN: "none"; "given" by `scale` times grad_jacobian, of the first AXES; "along", direction x grad_features.
     """
     WIDTH: tl.constexpr = LEVELS * F
     lane = tl.arange(0, POINTS * 2)
@@ -341,17 +354,17 @@ def _backward_kernel(
     x0, x1, x2, x3 = zero, zero, zero, zero
     p0, p1, p2, p3 = _position(x, n, live, DIMS)
     x0, x1, x2, x3 = _scatter(
-        p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair, open_pairs, a, b, x0, x1, x2, x3,
-        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+        p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair, open_pairs, a, b, x0, x1, x2, x3,
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR)  # fmt: skip
     x0, x1, x2, x3 = _scatter(
-        p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair + 1, open_pairs, c, d, x0, x1, x2, x3,
-        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+        p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair + 1, open_pairs, c, d, x0, x1, x2, x3,
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR)  # fmt: skip
     x0, x1, x2, x3 = _scatter(
-        p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair + 2, open_pairs, e, f, x0, x1, x2, x3,
-        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+        p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair + 2, open_pairs, e, f, x0, x1, x2, x3,
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR)  # fmt: skip
     x0, x1, x2, x3 = _scatter(
-        p0, p1, p2, p3, table, layout, direction, grad_jacobian, grad_table, n, side, live, pair + 3, open_pairs, g, h, x0, x1, x2, x3,
-        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+        p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair + 3, open_pairs, g, h, x0, x1, x2, x3,
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR)  # fmt: skip
     if TO_X:
         # One partial sum per group of levels: adding them up afterwards is cheaper than atomics, and the same at every run.
         at = (tl.program_id(1).to(tl.int64) * n_points + n) * DIMS + side
@@ -416,26 +429,31 @@ def _unpadded(tensor: Tensor | None, features: int) -> Tensor | None:
     return None if tensor is None else tensor.unflatten(-1, (-1, features + 1))[..., :features].flatten(-2)
 
 
-def _forward(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, direction: Tensor | None, with_jacobian: bool) -> tuple[Tensor, Tensor | None]:
+def _forward(
+    x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, direction: Tensor | None, with_jacobian: bool, axes: int | None = None, scale: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    axes = axes or spec.dims
     if spec.features % 2:
         even = replace(spec, features=spec.features + 1)
-        outputs = _forward(x, _padded(table, spec.features), even, open_levels, direction, with_jacobian)
+        outputs = _forward(x, _padded(table, spec.features), even, open_levels, direction, with_jacobian, axes, scale)
         return _unpadded(outputs[0], spec.features), _unpadded(outputs[1], spec.features)
     features = torch.empty(len(x), spec.width, device=x.device)
-    jacobian = torch.empty(len(x), spec.dims, spec.width, device=x.device) if with_jacobian else None
+    jacobian = torch.empty(len(x), axes, spec.width, device=x.device) if with_jacobian else None
     x, table, direction = _contiguous(x, table, direction)
     if len(x):
         with _backend.on(x):
             _forward_kernel[_grid(len(x), spec)](
-                x, table, _layout(spec, x.device, False)[0], direction, features, jacobian, len(x), open_levels * spec.features // 2,
-                JACOBIAN=with_jacobian, ALONG=direction is not None, **_constants(spec),
+                x, table, _layout(spec, x.device, False)[0], direction, features, jacobian, len(x), open_levels * spec.features // 2, scale,
+                JACOBIAN=with_jacobian, AXES=axes, ALONG=direction is not None, **_constants(spec),
             )  # fmt: skip
     return features, jacobian
 
 
-def forward(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, with_jacobian: bool) -> tuple[Tensor, Tensor | None]:
-    """As `reference.forward`, float32."""
-    return _forward(x, table, spec, open_levels, None, with_jacobian)
+def forward(
+    x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, with_jacobian: bool, axes: int | None = None, scale: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """As `reference.forward`, float32; of the Jacobian the first `axes`, times `scale`."""
+    return _forward(x, table, spec, open_levels, None, with_jacobian, axes, scale)
 
 
 def along(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, direction: Tensor) -> Tensor:
@@ -445,21 +463,23 @@ def along(x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, direction:
 
 def backward(
     x: Tensor, table: Tensor | None, spec: HashSpec, open_levels: int, grad_features: Tensor | None, grad_jacobian: Tensor | None,
-    to_table: bool, to_x: bool, direction: Tensor | None = None,
+    to_table: bool, to_x: bool, direction: Tensor | None = None, scale: float = 1.0,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """`reference.table_grad` and `reference.position_grad` in one pass, float32.
 
     Args:
+        grad_jacobian: of the Jacobian's first axes, [N, axes, L*F].
         direction: [N, D]; then the gradients are those of <grad_features, derivative of the features along it>.
+        scale: what the Jacobian was multiplied by.
     """
     if spec.features % 2:
         even = replace(spec, features=spec.features + 1)
         table, grad_features, grad_jacobian = (_padded(t, spec.features) for t in (table, grad_features, grad_jacobian))
-        grad_table, grad_x = backward(x, table, even, open_levels, grad_features, grad_jacobian, to_table, to_x, direction)
+        grad_table, grad_x = backward(x, table, even, open_levels, grad_features, grad_jacobian, to_table, to_x, direction, scale)
         return _unpadded(grad_table, spec.features), grad_x
     layout, apart, rows = _layout(spec, x.device, to_table and len(x) >= COPY_FROM)
     mode = "along" if direction is not None else "none" if grad_jacobian is None else "given"
-    points = 2 * POINTS if spec.dims == 4 and mode == "given" and to_table and to_x else POINTS  # measured: docs/kernels.md
+    points = 2 * POINTS if mode == "given" and to_x and to_table == (spec.dims == 4) else POINTS  # measured: docs/kernels.md
     grid = _grid(len(x), spec, points)
     sums = torch.zeros(rows, spec.features, device=x.device) if to_table else None
     partial = torch.empty(grid[1], len(x), spec.dims, device=x.device) if to_x else None
@@ -467,8 +487,8 @@ def backward(
     if len(x):
         with _backend.on(x):
             _backward_kernel[grid](
-                x, table, layout, direction, grad_features, grad_jacobian, sums, partial, len(x), open_levels * spec.features // 2,
-                FEATURES=grad_features is not None and direction is None, JACOBIAN=mode, TO_TABLE=to_table, TO_X=to_x,
+                x, table, layout, direction, grad_features, grad_jacobian, sums, partial, len(x), open_levels * spec.features // 2, scale,
+                FEATURES=grad_features is not None and direction is None, JACOBIAN=mode, AXES=grad_jacobian.shape[1] if mode == "given" else spec.dims, TO_TABLE=to_table, TO_X=to_x,
                 VECTOR=vector_atomics(x.device), **_constants(spec, points),
             )  # fmt: skip
     for level, start in apart:
