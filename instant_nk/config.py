@@ -95,7 +95,7 @@ class ObservationConfig:
     provider: Literal["neural", "depth", "meshes"] = key("neural", "where evidence of the live surface comes from")
     folder: str | None = key(None, "provider meshes: folder of per-frame meshes named by frame number, world coordinates")
     frames_per_job: int | None = key(None, "frames observed by one job; null: 4, and more in a long capture, so that starting processes costs little")
-    steps: int = key(180, "training steps of the quick neural surface, per frame")
+    steps: int = key(400, "training steps of the quick neural surface, per frame")
     samples_per_step: int = key(12000, "samples along rays per step")
     max_pixels: int = key(40_000_000, "pixels of a frame held in memory at most, 12 bytes each")
     log2_table_size: int = key(15, "entries per level of the quick grid, as a power of two")
@@ -231,7 +231,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "finest_resolution": 1024, "occupancy_resolution": 128, "isosurface_resolution": 320, "target_faces": 60000,
         },
         "graph": {"max_nodes": 600},
-        "observation": {"steps": 300, "samples_per_step": 131072, "log2_table_size": 17, "finest_resolution": 256, "surface_resolution": 192, "max_points": 30000},
+        "observation": {"steps": 600, "samples_per_step": 131072, "log2_table_size": 17, "finest_resolution": 256, "surface_resolution": 192, "max_points": 30000},
         "registration": {"iterations": 12, "max_points": 12000},
         "field": {"window_frames": 8, "steps": 800, "samples_per_step": 262144, "levels": 8, "log2_table_size": 18, "finest_resolution": 128, "checkpoint_every": 400},
         "mesh": {"texture_size": 2048, "texture_views": 150},
@@ -244,7 +244,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "finest_resolution": 2048, "occupancy_resolution": 128, "isosurface_resolution": 512, "target_faces": 120000,
         },
         "graph": {"max_nodes": 1000},
-        "observation": {"steps": 800, "samples_per_step": 262144, "log2_table_size": 18, "finest_resolution": 384, "surface_resolution": 256, "max_points": 60000},
+        "observation": {"steps": 1200, "samples_per_step": 262144, "log2_table_size": 18, "finest_resolution": 384, "surface_resolution": 256, "max_points": 60000},
         "registration": {"iterations": 16, "max_points": 20000},
         "field": {"window_frames": 8, "steps": 3000, "samples_per_step": 524288, "levels": 8, "log2_table_size": 19, "finest_resolution": 192, "checkpoint_every": 1000},
         "mesh": {"texture_size": 4096, "texture_views": 300},

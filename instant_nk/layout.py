@@ -14,11 +14,11 @@ from instant_nk.errors import ConfigError, ContractError
 STAGE_VERSION = {
     "synthetic": 1,
     "dataset": 2,
-    "canonical": 2,
+    "canonical": 3,
     "graph": 2,
-    "observation": 2,
-    "registration": 2,
-    "field": 2,
+    "observation": 3,
+    "registration": 3,
+    "field": 3,
     "mesh": 2,
     "report": 2,
 }

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instant_nk.errors import NumericalError
 from instant_nk.fitting.deformation_solver import Evidence, arrays, compiled, loops
 from instant_nk.geometry.neighbours import NearestPoints
 from instant_nk.io.observation import Observation
@@ -40,7 +41,13 @@ class Target:
 
     @staticmethod
     def from_observation(observation: Observation, max_points: int, colour_scale: float, normal_scale: float, device: str = "cpu", seed: int = 0) -> Target:
-        """At most `max_points` observed points, in random order: any prefix or stride of them is a fair sample."""
+        """At most `max_points` observed points, in random order: any prefix or stride of them is a fair sample.
+
+        Raises:
+            NumericalError: a point, normal or colour is not finite.
+        """
+        if not all(np.isfinite(x).all() for x in (observation.points, observation.normals, observation.colours)):
+            raise NumericalError("registration: the observation holds values that are not finite. Re-run stage 'observation' or mend the given surface.")
         keep = np.random.default_rng(seed).permutation(len(observation.points))[:max_points]
 
         def real(x: np.ndarray) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Factor on the step size: linear warm-up over 3 %, constant to one half, then exponential to 3 %."""
+    """Factor on the step size: linear warm-up over 3 %, constant to three quarters, then exponential to 3 %.
+
+    Short trainings carve until the very end: falling from one half on cost a quick surface a tenth of its accuracy.
+    """
     warm = max(1, int(0.03 * steps))
     if step < warm:
         return (step + 1) / warm
-    decay = max(0.0, (step - 0.5 * steps) / (0.5 * steps))
+    decay = max(0.0, (step - 0.75 * steps) / (0.25 * steps))
     return 0.03**decay
 
 

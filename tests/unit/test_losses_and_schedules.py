@@ -37,8 +37,8 @@ def test_step_sizes_rise_stay_and_fall_to_three_percent(steps):
     factors = [schedules.learning_rate(step, steps) for step in range(steps)]
     assert all(0 < f <= 1 for f in factors)
     if steps == 700:
-        assert factors[0] == pytest.approx(1 / 21) and factors[20:351] == [1.0] * 331
-        assert factors[-1] == pytest.approx(0.03, rel=0.02) and factors == factors[:351] + sorted(factors[351:], reverse=True)
+        assert factors[0] == pytest.approx(1 / 21) and factors[20:526] == [1.0] * 506
+        assert factors[-1] == pytest.approx(0.03 ** (174 / 175)) and factors == factors[:526] + sorted(factors[526:], reverse=True)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 8])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from instant_nk.errors import NumericalError
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, _normal_equations, apply_twists, edge_weights, rigidity_energy, step, warp
 from instant_nk.fitting.registration import Options, register_from
@@ -235,6 +236,24 @@ def test_garbage_does_not_explode_and_is_called_not_converged():
 def bending_sequence(frames):
     vertices, faces = tube()
     return vertices, faces, {f: bent(vertices, np.radians(12 * f)) for f in range(frames)}
+
+
+@pytest.mark.parametrize("name", ["points", "normals", "colours"])
+def test_an_observation_that_is_not_finite_is_refused(name):
+    vertices, faces = tube()
+    given = observed(vertices, faces, vertices, coloured=True)
+    spoilt = getattr(given, name).copy()
+    spoilt[0] = np.nan
+    with pytest.raises(NumericalError, match="not finite. Re-run stage 'observation'"):
+        Target.from_observation(dataclasses.replace(given, **{name: spoilt}), 100, 1.0, 1.0)
+
+
+def test_a_step_that_is_not_finite_is_told():
+    vertices, faces = tube()
+    body = Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=40), mesh_of(vertices, faces), 400)
+    target = target_of(body, observed(bent(vertices, np.radians(20)), faces, vertices, coloured=True))
+    with pytest.raises(NumericalError, match="registration"):
+        register_from(body, [Pose.identity(body)], target, Options(tangential=float("nan")))
 
 
 def test_a_sequence_is_registered_outwards_from_the_canonical_frame():

@@ -432,7 +432,7 @@ def _unpadded(tensor: Tensor | None, features: int) -> Tensor | None:
 def _forward(
     x: Tensor, table: Tensor, spec: HashSpec, open_levels: int, direction: Tensor | None, with_jacobian: bool, axes: int | None = None, scale: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
-    axes = axes or spec.dims
+    axes = axes if axes and with_jacobian else spec.dims  # without a Jacobian all callers share one compiled kernel
     if spec.features % 2:
         even = replace(spec, features=spec.features + 1)
         outputs = _forward(x, _padded(table, spec.features), even, open_levels, direction, with_jacobian, axes, scale)
