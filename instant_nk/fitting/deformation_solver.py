@@ -2,17 +2,16 @@
 
 Every piece of evidence (surfaces, silhouettes, colours) arrives as a quadratic in the position of surface points: a 3x3 matrix
 and a 3-vector per point. The solver carries it to the nodes' twists (left-multiplicative, about each node), adds rigidity, and
-solves the block-sparse normal equations: sparse Cholesky on the CPU, dense Cholesky on the GPU. All lengths are in
+solves the block-sparse normal equations: sparse Cholesky on the CPU, dense Cholesky on the GPU and without numba. All lengths are in
 units of the caller; weights are normalised so that data and rigidity of one node balance whatever the number of points.
 On the CPU, compiled loops (`solver_loops`) do what the torch code here defines.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ from torch import Tensor
 from instant_nk.errors import NumericalError
 from instant_nk.fitting.block_cholesky import BlockCholesky
 from instant_nk.geometry import surface
-from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp
+from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp, turn
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
+from instant_nk.kernels import _backend
 from instant_nk.kernels._threads import each, over_rows
 from instant_nk.models.deformation_graph import coarsen, skinning_weights
 
@@ -177,8 +177,8 @@ class Coarse:
     def carry(self, placed: Body, increment: Pose, fine: Body, pose: Pose) -> Pose:
         """The fine pose after the coarse increment."""
         live = warp(fine.nodes + pose.translations, self.anchors, self.weights, placed.nodes, increment)
-        turn = small_matmul(self.weights[:, None], increment.rotations.reshape(-1, 9)[self.anchors]).reshape(-1, 3, 3)
-        return Pose(small_matmul(project_to_so3(turn), pose.rotations), live - fine.nodes)
+        turned = small_matmul(self.weights[:, None], increment.rotations.reshape(-1, 9)[self.anchors]).reshape(-1, 3, 3)
+        return Pose(small_matmul(project_to_so3(turned), pose.rotations), live - fine.nodes)
 
 
 def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share: np.ndarray, keep: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +210,18 @@ def loops():
 
 def compiled(tensor: Tensor) -> bool:
     """Whether the compiled loops serve tensors like this one."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float64
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float64 and _has_numba()
+
+
+@functools.cache
+def _has_numba() -> bool:
+    """Asked once: a step asks dozens of times. Without numba the torch code serves the CPU too, with a dense factorisation."""
+    return _backend.numba_installed()
+
+
+def _has_triton(tensor: Tensor) -> bool:
+    """Whether the normal matrix is gathered in Triton: on a GPU that can run it, unless the reference was asked for (`runtime.backend`)."""
+    return tensor.is_cuda and _backend.selected() != "reference" and _backend.device_problem(tensor.device.index or 0) is None
 
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -286,7 +297,7 @@ class Pattern:
         edge_block: block of each edge's pair, i64 [E].
         diagonal: block of each node's own pair, i64 [M].
         first: where each block's pairs begin, i64 [U + 1].
-        plan: the sparse factorisation's (CPU only).
+        plan: the sparse factorisation's; None where the system is solved densely: on a GPU, and without numba.
     """
 
     left: Tensor
@@ -319,7 +330,7 @@ class Pattern:
             index((point * k + i[slot])[order]), index((point * k + j[slot])[order]), index(target[order]), index(blocks),
             index(np.searchsorted(unique, pairs[:, 0] * m + pairs[:, 1])), index(np.searchsorted(unique, np.arange(m) * (m + 1))),
             index(np.searchsorted(target[order], np.arange(len(unique) + 1))),
-            BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if torch.device(device).type == "cpu" else None,
+            BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if torch.device(device).type == "cpu" and _has_numba() else None,
         )  # fmt: skip
 
 
@@ -402,7 +413,7 @@ def _normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: T
 
     arm = small_matmul(pose.rotations[body.anchors], (body.points[:, None] - body.nodes[body.anchors])[..., None]).squeeze(-1)
     jacobian = body.weights[..., None, None] * torch.cat([-skew(arm), eye.expand(*arm.shape[:2], 3, 3)], -1)  # [N, K, 3, 6]
-    if body.points.is_cuda and importlib.util.find_spec("triton") is not None:
+    if _has_triton(body.points):
         from instant_nk.fitting import solver_triton
 
         blocks = solver_triton.point_blocks(pattern.first, pattern.left, pattern.right, arm, body.weights, evidence.hessian)
@@ -441,7 +452,7 @@ def _compiled_normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_
     pieces = min(torch.get_num_threads(), max(1, len(left) // LEAST_PAIRS))
     edges = np.searchsorted(first, np.arange(pieces + 1) * len(left) // pieces)  # about as many pairs in each piece
     edges[0], edges[-1] = 0, len(blocks)
-    each([partial(run.point_blocks, a, b, first, left, right, arm, weights, hessian, blocks) for a, b in zip(edges[:-1], edges[1:])])
+    each([functools.partial(run.point_blocks, a, b, first, left, right, arm, weights, hessian, blocks) for a, b in zip(edges[:-1], edges[1:])])
     run.point_forces(*arrays(body.anchors), weights, arm, *arrays(evidence.gradient), rhs)
     structure = arrays(body.edge, pattern.diagonal, pattern.edge_block, body.nodes, pose.rotations, pose.translations, edge_weight)
     run.edge_blocks(*structure, blocks, rhs)
@@ -514,15 +525,15 @@ def _search_line(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor
     angle = twists[:, :3].norm(dim=-1).max()
     lengths = 0.5 ** torch.arange(tries, dtype=twists.dtype, device=twists.device)
     trials = apply_twists(pose, lengths[:, None, None] * (twists * (1.0 / angle.clamp_min(1e-12)).clamp_max(1.0)))
-    shift = body.nodes + trials.translations - times_vectors(trials.rotations, body.nodes)
+    shift = body.nodes + trials.translations - turn(trials.rotations, body.nodes)
     affine = torch.cat([trials.rotations, shift[..., None]], -1).flatten(2)  # [T, M, 12]
     blended = (body.weights[..., None] * affine[:, body.anchors]).sum(2).unflatten(-1, (3, 4))
-    d = times_vectors(blended[..., :3], body.points) + blended[..., 3] - body.warp(pose)
+    d = turn(blended[..., :3], body.points) + blended[..., 3] - body.warp(pose)
     i, j = body.edge.unbind(1)
     rest = body.nodes[j] - body.nodes[i]
     live = rest + trials.translations[:, j] - trials.translations[:, i]
-    strain = (times_vectors(trials.rotations[:, i], rest) - live).square().sum(-1) + (live - times_vectors(trials.rotations[:, j], rest)).square().sum(-1)
-    energy = (d * (0.5 * times_vectors(evidence.hessian, d) + evidence.gradient)).sum((1, 2)) + 0.5 * (edge_weight * strain).sum(1)
+    strain = (turn(trials.rotations[:, i], rest) - live).square().sum(-1) + (live - turn(trials.rotations[:, j], rest)).square().sum(-1)
+    energy = (d * (0.5 * turn(evidence.hessian, d) + evidence.gradient)).sum((1, 2)) + 0.5 * (edge_weight * strain).sum(1)
     lower = energy <= rigidity_energy(body, pose, edge_weight)
     first = lower.to(torch.int8).argmax()[None]
     length = torch.where(lower.any(), lengths.index_select(0, first)[0], 0.0)  # an index of no dimension would be read by the host
@@ -532,11 +543,6 @@ def _search_line(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor
         return torch.where(length > 0, tried.index_select(0, first)[0], before + 0 * length)
 
     return Pose(chosen(trials.rotations, pose.rotations), chosen(trials.translations, pose.translations)), length
-
-
-def times_vectors(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """`matrices @ vectors` for very many 3 x 3 matrices, [..., 3]: sums of products, because a batched product starts a block for each."""
-    return (matrices * vectors[..., None, :]).sum(-1)
 
 
 def _evidence_energy(body: Body, trial: Pose, evidence: Evidence, start: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from instant_nk.kernels import _backend
+
 LANES = 32  # pairs of anchors looked at side by side
 
 
@@ -64,5 +66,6 @@ def point_blocks(first: Tensor, left: Tensor, right: Tensor, arm: Tensor, weight
     """What the points say, as upper blocks f64 [U, 6, 6]; arguments as in `solver_loops.point_blocks`."""
     blocks = torch.empty(len(first) - 1, 6, 6, dtype=torch.float64, device=arm.device)
     inputs = (first, left, right, arm.contiguous(), weights.contiguous(), hessian.contiguous())
-    _point_blocks[(len(blocks),)](*inputs, blocks, KNN=weights.shape[1], LANES=LANES, num_warps=1)
+    with _backend.on(arm):
+        _point_blocks[(len(blocks),)](*inputs, blocks, KNN=weights.shape[1], LANES=LANES, num_warps=1)
     return blocks

@@ -138,7 +138,12 @@ def _triton_problem(op: str, tensors: tuple[Tensor, ...]) -> str | None:
 
 def _numba_serves(tensors: tuple[Tensor, ...]) -> bool:
     """Compiled CPU loops take float32 on the CPU, where numba is installed; they are the CPU's `auto`."""
-    return all(t.dtype == torch.float32 and not t.is_cuda for t in tensors) and importlib.util.find_spec("numba") is not None
+    return all(t.dtype == torch.float32 and not t.is_cuda for t in tensors) and numba_installed()
+
+
+def numba_installed() -> bool:
+    """Whether compiled CPU loops can be had at all."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def on(tensor: Tensor) -> contextlib.AbstractContextManager:

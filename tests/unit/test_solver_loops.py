@@ -206,6 +206,35 @@ assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12), (found - wanted).a
     assert done.returncode == 0, done.stderr
 
 
+def test_without_numba_the_definition_serves_the_cpu(tmp_path):
+    """In a process of its own, in which numba cannot be imported; the other one tells the compiled loops' motion."""
+    code = """
+import sys
+without = sys.argv[2] == "without"
+if without:
+    sys.modules["numba"] = None
+import numpy as np
+from instant_nk.fitting.correspondences import Target
+from instant_nk.fitting.deformation_solver import Body, Pose
+from instant_nk.fitting.registration import Options, register_from
+from instant_nk.models import deformation_graph
+from tests.unit.shapes import bent, mesh_of, observed, tube
+vertices, faces = tube()
+body = Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=40), mesh_of(vertices, faces), 400)
+assert (body.pattern.plan is None) == without
+observation = observed(bent(vertices, np.radians(20)), faces, vertices, coloured=True)
+target = Target.from_observation(observation, 400, Options.colour * body.spacing, Options.normal * body.spacing)
+fit = register_from(body, [Pose.identity(body)], target, Options())
+assert fit.converged
+np.save(sys.argv[1], fit.pose.translations.numpy())
+"""
+    for name in ("with", "without"):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / f"{name}.npy"), name], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    compiled, defined = np.load(tmp_path / "with.npy"), np.load(tmp_path / "without.npy")
+    assert np.abs(defined).max() > 0.05 and np.allclose(compiled, defined, atol=1e-5)
+
+
 class Questions(TorchDispatchMode):
     """Names every operation by which a host asks a device for a value: a recording may not hold one."""
 
