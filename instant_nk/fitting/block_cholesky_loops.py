@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from instant_nk.kernels._loop import loop
+
 SIZE = 6
 TILE = 252  # columns worked on at a time: a number that the compiler knows, so that it sees what overlaps
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@loop(fastmath={"contract"})
 def eliminate(
     fronts, nodes, row_start, width, block, place, flipped, block_start, children, child_start, within, within_start,
     factor_start, front_start, update_start, values, factor, work,
@@ -125,7 +127,7 @@ def _take_off(first, second, third, x, y, z, turned):
         third[j] -= z0 * u0 + z1 * u1 + z2 * u2 + z3 * u3 + z4 * u4 + z5 * u5
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@loop(fastmath={"contract"})
 def substitute(nodes, row_start, width, factor_start, factor, x):
     """Forwards and backwards through the fronts; x [M, 6] holds the right-hand side and then the solution."""
     fronts = len(width)

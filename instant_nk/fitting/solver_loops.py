@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from instant_nk.kernels._loop import loop
+
 CONTRACT = {"contract"}  # products and sums may be fused; nothing else is reordered
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def warp(start, stop, points, anchors, weights, rotations, shift, live):
     for n in range(start, stop):
         x, y, z = points[n, 0], points[n, 1], points[n, 2]
@@ -23,7 +25,7 @@ def warp(start, stop, points, anchors, weights, rotations, shift, live):
         live[n, 0], live[n, 1], live[n, 2] = a, b, c
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def warp_normals(start, stop, normals, anchors, weights, rotations, turned):
     for n in range(start, stop):
         x, y, z = normals[n, 0], normals[n, 1], normals[n, 2]
@@ -37,7 +39,7 @@ def warp_normals(start, stop, normals, anchors, weights, rotations, turned):
         turned[n, 0], turned[n, 1], turned[n, 2] = a / length, b / length, c / length
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def spread(start, stop, points, anchors, weights, rotations, shift, result):
     """Weighted mean squared distance between where the anchors of a point want it."""
     for n in range(start, stop):
@@ -60,7 +62,7 @@ def spread(start, stop, points, anchors, weights, rotations, shift, result):
         result[n] = max(square - (first * first + second * second + third * third), 0.0)
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def arms(start, stop, points, anchors, nodes, rotations, result):
     """`R_k (x - g_k)`, [N, K, 3]."""
     for n in range(start, stop):
@@ -72,7 +74,7 @@ def arms(start, stop, points, anchors, nodes, rotations, result):
                 result[n, k, a] = r[a, 0] * x + r[a, 1] * y + r[a, 2] * z
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def point_blocks(start, stop, first, left, right, arm, weights, hessian, blocks):
     """Add what the points say to blocks [start, stop): `w_a w_b [[S_a H S_b', S_a H], [H S_b', H]]`, S the arm's cross product matrix."""
     knn = arm.shape[1]
@@ -127,7 +129,7 @@ def point_blocks(start, stop, first, left, right, arm, weights, hessian, blocks)
             block[5, 5] += h22
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def point_forces(anchors, weights, arm, gradient, rhs):
     """Take `w J' gradient` of every point off the right-hand side [M, 6]."""
     for n in range(len(anchors)):
@@ -157,14 +159,14 @@ def _errors(i, j, nodes, rotations, translations, at_i, at_j, forward, backward)
         backward[a] = live - at_j[a]
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def edge_errors(edge, nodes, rotations, translations, forward, backward):
     at_i, at_j = np.empty(3), np.empty(3)
     for e in range(len(edge)):
         _errors(edge[e, 0], edge[e, 1], nodes, rotations, translations, at_i, at_j, forward[e], backward[e])
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def edge_energy(edge, nodes, rotations, translations, weight):
     at_i, at_j, forward, backward = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
     total = 0.0
@@ -174,7 +176,7 @@ def edge_energy(edge, nodes, rotations, translations, weight):
     return 0.5 * total
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def edge_blocks(edge, diagonal, edge_block, nodes, rotations, translations, weight, blocks, rhs):
     """Add rigidity: forward = R_i rest + x_i - x_j, backward = x_j - x_i - R_j rest."""
     p, q, forward, backward = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
@@ -243,7 +245,7 @@ def _own_side(block, arm, w, sign):
     block[4, 2] += wx
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def point_energy(start, stop, points, anchors, weights, rotations, shift, before, hessian, gradient, result):
     """`1/2 d' H d + g . d` of each point, d its way from `before`."""
     for n in range(start, stop):
@@ -259,7 +261,7 @@ def point_energy(start, stop, points, anchors, weights, rotations, shift, before
         result[n] = half + g[0] * a + g[1] * b + g[2] * c
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def turn_nodes(twists, length, rotations, translations, turned, moved):
     """Every node's rotation times exp(length omega) from the left, its translation plus length tau; Rodrigues as in `rotations.so3_exp`."""
     e = np.empty((3, 3))
@@ -280,7 +282,7 @@ def turn_nodes(twists, length, rotations, translations, turned, moved):
             moved[m, a] = translations[m, a] + length * twists[m, 3 + a]
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def add_directions(index, rows, residual, weight, hessian, gradient):
     for q in range(len(index)):
         h, g = hessian[index[q]], gradient[index[q]]
@@ -291,7 +293,7 @@ def add_directions(index, rows, residual, weight, hessian, gradient):
                 h[a, b] += scaled * rows[q, b]
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def add_positions(index, difference, weight, hessian, gradient):
     for q in range(len(index)):
         for a in range(3):
@@ -299,7 +301,7 @@ def add_positions(index, difference, weight, hessian, gradient):
             gradient[index[q], a] += weight[q] * difference[q, a]
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def gate(by_target, partner, points, normals, there, there_normals, usable, confidence, longest, least_cosine, share, source, target, weight):
     """Pairs that are short enough, face the same way and do not end on a boundary; returns how many were written.
 
@@ -317,7 +319,7 @@ def gate(by_target, partner, points, normals, there, there_normals, usable, conf
     return count
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def relaxed(edge, nodes, rotations, translations, stiffness, rigidity, softening, weight):
     """`edge_weights` of the solver."""
     at_i, at_j, forward, backward = np.empty(3), np.empty(3), np.empty(3), np.empty(3)
@@ -331,7 +333,7 @@ def relaxed(edge, nodes, rotations, translations, stiffness, rigidity, softening
         weight[e] = rigidity * stiffness[e] / (1 + strain / softening**2) ** 2
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def pair_planes(source, target, live, normals, there, there_normals, rows, residual, distance):
     """Directions and signed distances of the symmetric point-to-plane residual, and lengths of the pairs."""
     for q in range(len(source)):
@@ -345,7 +347,7 @@ def pair_planes(source, target, live, normals, there, there_normals, rows, resid
         distance[q] = np.sqrt(x * x + y * y + z * z)
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def pull(source, target, live, there, rows, residual, distance, scale, share, whole, tangential, hessian, gradient):
     """Add the pairs' point-to-plane and, `tangential` times as heavy, point-to-point terms under Welsch's kernel."""
     for q in range(len(source)):
@@ -364,7 +366,7 @@ LOG2_E = np.float32(1.4426950408889634)
 REASSOCIATE = {"contract", "reassoc"}  # sums run in as many lanes as the processor has
 
 
-@njit(cache=True, nogil=True, fastmath=CONTRACT)
+@loop(fastmath=CONTRACT)
 def affinity(one, other, size, kernel):
     """`exp(size_j - |one_i - other_j|^2 / 2)` in single precision to about 1e-7; `other` is [D, Nb], kernel [Na, Nb]."""
     columns = len(size)
@@ -396,7 +398,7 @@ def affinity(one, other, size, kernel):
             kernel[i, j] = mantissa[j] * scale[j]
 
 
-@njit(cache=True, nogil=True, fastmath=REASSOCIATE)
+@loop(fastmath=REASSOCIATE)
 def balance(kernel, ratio, outlier, rounds, row, column):
     """Row and column factors of `_balance`; one pass over the kernel per round."""
     total = np.empty_like(column)
@@ -419,7 +421,7 @@ def balance(kernel, ratio, outlier, rounds, row, column):
                 column[j] = one / (ratio[j] * total[j] + outlier)
 
 
-@njit(cache=True, nogil=True, fastmath=REASSOCIATE)
+@loop(fastmath=REASSOCIATE)
 def carried(kernel, row, column, places, share, mean):
     """How much of each row's mass arrives and where on average; `places` is [3, Nb]."""
     weighted = np.empty_like(places)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from instant_nk.kernels._loop import loop
 from instant_nk.kernels._threads import over_rows
 
 WIDTH = 8  # children of a box, tested side by side
@@ -68,7 +69,7 @@ class SearchTree:
         return place
 
 
-@njit(cache=True, nogil=True)
+@loop()
 def _sort(points, order, edges):
     """Reorder so that every leaf's points lie together: ranges are halved at their middle along their longest side."""
     dim = points.shape[1]
@@ -93,7 +94,7 @@ def _sort(points, order, edges):
         top += 2
 
 
-@njit(cache=True, nogil=True)
+@loop()
 def _select(points, order, low, high, rank, d):
     """Order so that what stands before `rank` is at most as large along d as what stands behind (Hoare)."""
     high -= 1
@@ -117,7 +118,7 @@ def _select(points, order, low, high, rank, d):
             return
 
 
-@njit(cache=True, nogil=True)
+@loop()
 def _fit(points, order, edges, first, packed, low, high):
     dim, levels = points.shape[1], len(first) - 1
     for leaf in range(len(edges) - 1):
@@ -149,7 +150,7 @@ def _keep(squared, index, value, name):
     squared[slot], index[slot] = value, name
 
 
-@njit(cache=True, nogil=True)
+@loop()
 def _search(visit, queries, order, edges, first, levels, packed, low, high, guess, place, squared, index):
     dim, k = queries.shape[1], squared.shape[1]
     waiting, at, level_of = np.empty(STACK), np.empty(STACK, np.int64), np.empty(STACK, np.int64)

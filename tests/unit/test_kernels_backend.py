@@ -1,6 +1,7 @@
 """Which backend serves: the choice, its log line, its errors, and what importing costs."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from tests import parity
 
 def test_importing_the_kernels_imports_neither_triton_nor_tinycudann_nor_numba():
     program = (
-        "import sys; from instant_nk.kernels import hash_encoding, blend_skinning, field_network, ray_sampling, volume_rendering; "
+        "import sys; from instant_nk.kernels import hash_encoding, blend_skinning, deep_network, field_network, live_gradient, ray_sampling, volume_rendering; "
         "print([m for m in ('triton', 'tinycudann', 'numba') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -72,3 +73,18 @@ def test_a_gpu_that_cannot_run_triton_falls_to_the_reference_with_one_line(monke
     with parity.backend("auto"), caplog.at_level(logging.INFO, "instant_nk"):
         assert [_backend.choose("ray_sampling", Gpu()) for _ in range(2)] == ["reference"] * 2
     assert [r.getMessage() for r in caplog.records] == ["kernel=ray_sampling backend=reference (compute capability 6.1 is older than 8.0)"]
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_loops_compile_where_nothing_can_be_kept(tmp_path, writable):
+    """A package and a home that cannot be written, as in a container: files stand where numba's folders would be."""
+    pytest.importorskip("numba")
+    (tmp_path / "once.py").write_text("from instant_nk.kernels._loop import loop\n\n@loop()\ndef double(x):\n    return 2 * x\n")
+    if not writable:
+        (tmp_path / "__pycache__").touch()
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"} | {"XDG_CACHE_HOME": os.devnull}
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import once; print(once.double(21))"
+    done = subprocess.run([sys.executable, "-B", "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "42", done.stderr
+    assert ("Set NUMBA_CACHE_DIR" in done.stderr) == (not writable)
+    assert bool(list(tmp_path.glob("__pycache__/*.nbi"))) == writable

@@ -7,6 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from instant_nk.kernels._loop import loop
 from instant_nk.kernels._threads import over_rows
 from instant_nk.kernels.blend_skinning.reference import LEAST_DETERMINANT, LEAST_STEP
 
@@ -78,7 +79,7 @@ def _solve(m, r, out):
     out[2] = (c20 * r[0] + c21 * r[1] + c22 * r[2]) / determinant
 
 
-@njit(cache=True, nogil=True)
+@loop()
 def _blend(first, last, points, anchors, nodes, radii, rotations, translations, frames, weights, live, jacobians, given, with_jacobian):
     """Live points; the weights are read when `given`, else written. Jacobians on demand."""
     knn = anchors.shape[1]
@@ -91,7 +92,7 @@ def _blend(first, last, points, anchors, nodes, radii, rotations, translations, 
             _jacobian(anchors[n], rotations[frames[n]], weights[n], d, y_k, live[n], jacobians[n])
 
 
-@njit(cache=True, nogil=True)
+@loop()
 def _newton(first, last, live, guess, anchors, nodes, radii, rotations, translations, frames, iterations, tolerance, canonical, converged):
     knn = anchors.shape[1]
     w, d, q, y_k = np.empty(knn, np.float32), np.empty((knn, 3), np.float32), np.empty(knn, np.float32), np.empty((knn, 3), np.float32)
@@ -130,7 +131,7 @@ def _newton(first, last, live, guess, anchors, nodes, radii, rotations, translat
         converged[n] = best <= tolerance
 
 
-@njit(cache=True, nogil=True)
+@loop()
 def _grad(points, anchors, nodes, radii, rotations, translations, frames, weights, given, g_live, g_jacobian, with_jacobian,
           to_points, to_weights, to_rotations, to_translations, motion):  # fmt: skip
     """Gradients of <g_live, y> + <g_jacobian, J>; to the weights when they are given, through them to the points when not."""

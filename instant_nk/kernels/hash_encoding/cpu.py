@@ -14,11 +14,12 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from instant_nk.kernels._loop import loop
 from instant_nk.kernels._threads import each, over_rows
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
 P1, P2, P3 = PRIMES[1:]
-_compile = njit(fastmath=True, cache=True, nogil=True, error_model="numpy")
+_compile = loop(fastmath=True, error_model="numpy")
 _inline = njit(fastmath=True, inline="always")
 
 

@@ -7,6 +7,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from instant_nk.kernels._loop import loop
 from instant_nk.kernels._threads import over_rows
 
 ONE = np.float32(1)
@@ -30,7 +31,7 @@ def _cell(base, slope, middle, cells):
     return min(max(np.int64(base + slope * middle), 0), cells - 1)
 
 
-@njit(cache=True, nogil=True)
+@loop()
 def _march(first, last, origins, directions, grids, grid_index, step, jitter, near, counts, starts, t_starts, ray_indices, fill):
     """Count the kept samples of every ray, or, with `fill`, write them from `starts` on."""
     cells = grids.shape[1]

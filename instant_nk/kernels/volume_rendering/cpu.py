@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from instant_nk.kernels._loop import loop
 
-@njit(cache=True)
+
+@loop()
 def _weights(alphas, rays, weights, transmittance):
     clear = np.float32(1)
     for i in range(len(alphas)):
@@ -19,7 +20,7 @@ def _weights(alphas, rays, weights, transmittance):
         clear *= np.float32(1) - alphas[i]
 
 
-@njit(cache=True)
+@loop()
 def _weights_grad(alphas, transmittance, rays, grad_weights, grad_transmittance, grad_alphas):
     behind = np.float32(0)  # d loss / d (light that passes sample i), per unit of that light
     for i in range(len(alphas) - 1, -1, -1):
@@ -29,14 +30,14 @@ def _weights_grad(alphas, transmittance, rays, grad_weights, grad_transmittance,
         behind = alphas[i] * grad_weights[i] + grad_transmittance[i] + (np.float32(1) - alphas[i]) * behind
 
 
-@njit(cache=True)
+@loop()
 def _accumulate(weights, values, rays, sums):
     for i in range(len(weights)):
         for c in range(sums.shape[1]):
             sums[rays[i], c] += weights[i] * values[i, c]
 
 
-@njit(cache=True)
+@loop()
 def _accumulate_grad(weights, values, rays, grad, grad_weights, grad_values):
     for i in range(len(weights)):
         total = np.float32(0)
