@@ -44,8 +44,10 @@ class Target:
         """At most `max_points` observed points, in random order: any prefix or stride of them is a fair sample.
 
         Raises:
-            NumericalError: a point, normal or colour is not finite.
+            NumericalError: there is no point, or a point, normal or colour is not finite.
         """
+        if not len(observation.points):
+            raise NumericalError("registration: the observation holds no points. Re-run stage 'observation' or mend the given surface.")
         if not all(np.isfinite(x).all() for x in (observation.points, observation.normals, observation.colours)):
             raise NumericalError("registration: the observation holds values that are not finite. Re-run stage 'observation' or mend the given surface.")
         keep = np.random.default_rng(seed).permutation(len(observation.points))[:max_points]
@@ -64,8 +66,8 @@ class Target:
         if len(self.points) <= count:
             return self
         keep = torch.linspace(0, len(self.points) - 1, count, dtype=torch.float64).round().long().to(self.points.device)
-        arrays = (self.points, self.normals, self.colours, self.confidence, self.usable)
-        return Target(*(x[keep] for x in arrays), self.colour_scale, self.normal_scale, NearestPoints(self.index.reference[keep]))
+        parts = (self.points, self.normals, self.colours, self.confidence, self.usable)
+        return Target(*(x[keep] for x in parts), self.colour_scale, self.normal_scale, NearestPoints(self.index.reference[keep]))
 
     def features(self, points: Tensor, normals: Tensor, colours: Tensor) -> Tensor:
         """Coordinates [N, 9] in which the search for the closest compatible point runs."""

@@ -1,4 +1,4 @@
-"""The same arithmetic many times over with other numbers: on a GPU it can be recorded once and replayed, because launching it takes longer than computing it."""
+"""The same arithmetic many times over with other numbers: recorded once and replayed on a GPU, where launching takes longer than computing."""
 
 from __future__ import annotations
 

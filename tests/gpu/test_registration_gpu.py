@@ -19,7 +19,8 @@ from tests.unit.shapes import bent, mesh_of, observed, tube
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def fit_on(device: str, options: Options = Options()):
+def fit_on(device: str, **changed: float):
+    options = Options(**changed)
     vertices, faces = tube()
     graph = deformation_graph.build(vertices, faces, max_nodes=240)  # enough for a coarse level
     body = Body.from_mesh(graph, mesh_of(vertices, faces), 2000, device)
@@ -40,4 +41,4 @@ def test_both_devices_find_the_same_motion(record, monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_step_that_is_not_finite_is_told(device):
     with pytest.raises(NumericalError):
-        fit_on(device, Options(tangential=math.nan))
+        fit_on(device, tangential=math.nan)

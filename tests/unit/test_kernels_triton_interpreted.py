@@ -82,8 +82,8 @@ for samples in (0, 1, 63, 300):
 """
 
 PROGRAMS = {
-    "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK, "deep_network": DEEP, "live_gradient": CARRYING,
-    "rehearsals": REHEARSALS
+    "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK,
+    "deep_network": DEEP, "live_gradient": CARRYING, "rehearsals": REHEARSALS,
 }  # fmt: skip
 
 

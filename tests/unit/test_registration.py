@@ -248,6 +248,14 @@ def test_an_observation_that_is_not_finite_is_refused(name):
         Target.from_observation(dataclasses.replace(given, **{name: spoilt}), 100, 1.0, 1.0)
 
 
+def test_an_observation_without_points_is_refused():
+    vertices, faces = tube()
+    given = observed(vertices, faces, vertices, coloured=True)
+    nothing = {name: getattr(given, name)[:0] for name in ("points", "normals", "colours", "confidence", "n_views", "boundary")}
+    with pytest.raises(NumericalError, match="no points. Re-run stage 'observation'"):
+        Target.from_observation(dataclasses.replace(given, **nothing), 100, 1.0, 1.0)
+
+
 def test_a_step_that_is_not_finite_is_told():
     vertices, faces = tube()
     body = Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=40), mesh_of(vertices, faces), 400)

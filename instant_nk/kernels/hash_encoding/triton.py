@@ -488,8 +488,8 @@ def backward(
         with _backend.on(x):
             _backward_kernel[grid](
                 x, table, layout, direction, grad_features, grad_jacobian, sums, partial, len(x), open_levels * spec.features // 2, scale,
-                FEATURES=grad_features is not None and direction is None, JACOBIAN=mode, AXES=grad_jacobian.shape[1] if mode == "given" else spec.dims, TO_TABLE=to_table, TO_X=to_x,
-                VECTOR=vector_atomics(x.device), **_constants(spec, points),
+                FEATURES=grad_features is not None and direction is None, JACOBIAN=mode, AXES=grad_jacobian.shape[1] if mode == "given" else spec.dims,
+                TO_TABLE=to_table, TO_X=to_x, VECTOR=vector_atomics(x.device), **_constants(spec, points),
             )  # fmt: skip
     for level, start in apart:
         own = slice(spec.offsets[level], spec.offsets[level] + spec.level_rows[level])
