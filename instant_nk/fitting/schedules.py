@@ -6,7 +6,7 @@ from __future__ import annotations
 def learning_rate(step: int, steps: int) -> float:
     """Factor on the step size: linear warm-up over 3 %, constant to three quarters, then exponential to 3 %.
 
-    Short trainings carve until the very end: falling from one half on cost a quick surface a tenth of its accuracy.
+    Late, because short trainings carve their surface until the end.
     """
     warm = max(1, int(0.03 * steps))
     if step < warm:
