@@ -1,4 +1,4 @@
-"""Access to memory that the Triton kernels share."""
+"""Access to memory, and questions to the device, that the Triton kernels share."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ def load_pair(base, index, live):
         first = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
         second = (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     return first, second
+
+
+@triton.jit
+def load3(base, n, live):
+    """Row n of an array [N, 3]."""
+    return tl.load(base + n * 3, mask=live, other=0.0), tl.load(base + n * 3 + 1, mask=live, other=0.0), tl.load(base + n * 3 + 2, mask=live, other=0.0)
+
+
+@triton.jit
+def store3(base, n, a, b, c, live):
+    """Write row n of an array [N, 3]."""
+    tl.store(base + n * 3, a, mask=live)
+    tl.store(base + n * 3 + 1, b, mask=live)
+    tl.store(base + n * 3 + 2, c, mask=live)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run side by side at least; 1 under the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @cache

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import load_pair, vector_atomics
+from instant_nk.kernels._triton_memory import load3, load_pair, store3, vector_atomics
 from instant_nk.kernels.blend_skinning.reference import LEAST_DETERMINANT, LEAST_STEP
 
 POINTS = 128  # per program
@@ -99,18 +99,6 @@ def _evaluate(x0, x1, x2, anchors, first, base, nodes, live, KNN: tl.constexpr):
     return u0, u1, u2, j00, j01, j02, j10, j11, j12, j20, j21, j22, tl.where(out, 0.0, total), g0, g1, g2, nearest
 
 
-@triton.jit
-def _load3(base, n, live):
-    return tl.load(base + n * 3, mask=live, other=0.0), tl.load(base + n * 3 + 1, mask=live, other=0.0), tl.load(base + n * 3 + 2, mask=live, other=0.0)
-
-
-@triton.jit
-def _store3(base, n, a, b, c, live):
-    tl.store(base + n * 3, a, mask=live)
-    tl.store(base + n * 3 + 1, b, mask=live)
-    tl.store(base + n * 3 + 2, c, mask=live)
-
-
 @triton.jit(do_not_specialize=["n_points", "n_nodes"])
 def _blend_kernel(
     points,
@@ -129,7 +117,7 @@ def _blend_kernel(
 ):
     n = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     live = n < n_points
-    x0, x1, x2 = _load3(points, n, live)
+    x0, x1, x2 = load3(points, n, live)
     base = tl.load(frames + n, mask=live, other=0) * n_nodes
     if GIVEN:
         y0, y1, y2 = x0 * 0, x0 * 0, x0 * 0
@@ -145,10 +133,10 @@ def _blend_kernel(
         u0, u1, u2, j00, j01, j02, j10, j11, j12, j20, j21, j22, total, g0, g1, g2, nearest = _evaluate(x0, x1, x2, anchors, n * KNN, base, nodes, live, KNN)
         y0, y1, y2 = x0 + u0, x1 + u1, x2 + u2
         if JACOBIAN:
-            _store3(jacobians, n * 3, j00, j01, j02, live)
-            _store3(jacobians, n * 3 + 1, j10, j11, j12, live)
-            _store3(jacobians, n * 3 + 2, j20, j21, j22, live)
-    _store3(out, n, y0, y1, y2, live)
+            store3(jacobians, n * 3, j00, j01, j02, live)
+            store3(jacobians, n * 3 + 1, j10, j11, j12, live)
+            store3(jacobians, n * 3 + 2, j20, j21, j22, live)
+    store3(out, n, y0, y1, y2, live)
 
 
 @triton.jit(do_not_specialize=["n_points", "n_nodes", "iterations"])
@@ -157,8 +145,8 @@ def _newton_kernel(
 ):
     n = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     live = n < n_points
-    y0, y1, y2 = _load3(target, n, live)
-    t0, t1, t2 = _load3(guess, n, live)
+    y0, y1, y2 = load3(target, n, live)
+    t0, t1, t2 = load3(guess, n, live)
     base = tl.load(frames + n, mask=live, other=0) * n_nodes
     zero = y0 * 0
     best, damping = zero + float("inf"), zero + 1.0
@@ -186,7 +174,7 @@ def _newton_kernel(
         s0, s1, s2 = tl.where(better, t0, s0), tl.where(better, t1, s1), tl.where(better, t2, s2)
         damping = tl.where(better, tl.minimum(2.0 * damping, 1.0), 0.5 * damping)
         round_ += 1
-    _store3(canonical, n, b0, b1, b2, live)
+    store3(canonical, n, b0, b1, b2, live)
     tl.store(converged + n, (best <= tolerance).to(tl.uint8), mask=live)
 
 
@@ -216,17 +204,17 @@ def _grad_kernel(
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     live = n < n_points
-    x0, x1, x2 = _load3(points, n, live)
-    e0, e1, e2 = _load3(grad_live, n, live)  # cotangent of the blended point
+    x0, x1, x2 = load3(points, n, live)
+    e0, e1, e2 = load3(grad_live, n, live)  # cotangent of the blended point
     base = tl.load(frames + n, mask=live, other=0) * n_nodes
     zero = x0 * 0
     c0, c1, c2, total, g0, g1, g2 = zero, zero, zero, zero + 1.0, zero, zero, zero
     if not GIVEN:
         u0, u1, u2, j00, j01, j02, j10, j11, j12, j20, j21, j22, total, g0, g1, g2, nearest = _evaluate(x0, x1, x2, anchors, n * KNN, base, nodes, live, KNN)
     if JACOBIAN:
-        m00, m01, m02 = _load3(grad_jacobian, n * 3, live)
-        m10, m11, m12 = _load3(grad_jacobian, n * 3 + 1, live)
-        m20, m21, m22 = _load3(grad_jacobian, n * 3 + 2, live)
+        m00, m01, m02 = load3(grad_jacobian, n * 3, live)
+        m10, m11, m12 = load3(grad_jacobian, n * 3 + 1, live)
+        m20, m21, m22 = load3(grad_jacobian, n * 3 + 2, live)
         e0 -= m00 * g0 + m01 * g1 + m02 * g2
         e1 -= m10 * g0 + m11 * g1 + m12 * g2
         e2 -= m20 * g0 + m21 * g1 + m22 * g2
@@ -281,7 +269,7 @@ def _grad_kernel(
             _add4(to_motion, at, q00, q01, q02, q10, felt, VECTOR)
             _add4(to_motion, at + 4, q11, q12, q20, q21, felt, VECTOR)
             _add4(to_motion, at + 8, q22, t0, t1, t2, felt, VECTOR)
-    _store3(to_points, n, c0, c1, c2, live)
+    store3(to_points, n, c0, c1, c2, live)
 
 
 def _packed(nodes: Tensor, radii: Tensor | None, rotations: Tensor, translations: Tensor) -> Tensor:

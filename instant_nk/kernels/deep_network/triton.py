@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
+from instant_nk.kernels._triton_memory import multiprocessors
 
 PRECISION = "tf32x3"  # of matrix products: as in `field_network`
 LEAST_K = 32  # columns of features
@@ -136,11 +137,6 @@ def _network_grad_kernel(
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-@cache
 def _wide(device: torch.device, features: int) -> bool:
     roomy = device.type != "cuda" or torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= WIDE_SHARED
     return roomy and features <= 32
@@ -150,7 +146,7 @@ def _launch(near: Tensor, features: Tensor, last_weight: Tensor, tile: int, warp
     outputs, hidden = last_weight.shape
     constants = {"NEAR": near.shape[1], "K": features.shape[1], "HIDDEN": hidden, "OUTPUTS": outputs, "TILE": tile}
     constants |= {"WIDTH_K": max(LEAST_K, triton.next_power_of_2(features.shape[1])), "WIDTH": max(16, triton.next_power_of_2(hidden))}
-    count = min(triton.cdiv(len(near), tile), programs * _multiprocessors(near.device))
+    count = min(triton.cdiv(len(near), tile), programs * multiprocessors(near.device))
     return (count,), constants | {"PRECISION": PRECISION, "num_warps": warps, "num_stages": 1}
 
 

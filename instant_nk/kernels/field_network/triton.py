@@ -12,7 +12,6 @@ Where there is one output the factors W2 and c_d change places, and the three pr
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
+from instant_nk.kernels._triton_memory import multiprocessors
 from instant_nk.kernels.field_network.reference import SMOOTHING
 
 PRECISION = "tf32x3"  # of matrix products: three passes of the tensor cores keep nearly all of float32; "ieee" keeps all, without tensor cores
@@ -177,18 +177,13 @@ def _network_grad_kernel(
         tl.store(row + (POINTS + K + 1) + few[None, :], sum_last, mask=inside[:, None] & (few < OUTPUTS)[None, :])
 
 
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
 def _launch(x: Tensor, features: Tensor, first_weight: Tensor, last_weight: Tensor, plan: dict[int, tuple[int, int, int]]) -> tuple[tuple[int], dict[str, Any]]:
     hidden = len(first_weight)
     tile, warps, programs = plan[32 if hidden <= 32 else 64]
     constants = {"POINTS": x.shape[1], "K": features.shape[1], "HIDDEN": hidden, "OUTPUTS": len(last_weight), "TILE": tile}
     constants |= {"WIDTH_K": max(LEAST_K, triton.next_power_of_2(features.shape[1])), "WIDTH": max(16, triton.next_power_of_2(hidden))}
     constants |= {"SMOOTHING": SMOOTHING, "PRECISION": PRECISION, "num_warps": warps if hidden <= 64 else 2 * warps, "num_stages": 1}
-    return (min(triton.cdiv(len(x), tile), programs * _multiprocessors(x.device)),), constants
+    return (min(triton.cdiv(len(x), tile), programs * multiprocessors(x.device)),), constants
 
 
 def network(
