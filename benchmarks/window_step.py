@@ -4,8 +4,8 @@
     python -m benchmarks.window_step --mixed             # with the colour and residual networks' products in bfloat16
     python -m benchmarks.window_step --device cpu --samples 12 --small
 
-Two steps are timed. *as trained* is the trainer's own step at that many marched samples: most are dropped before the networks see
-them. *full chain* sends all samples through inverse warp, 4-D residual, SDF with normals, colour, compositing, losses, backward and
+Two steps are timed. *as trained* is the trainer's own step at that many marched samples, on a GPU replayed from its recording: most are dropped before the
+networks see them. *full chain* sends all samples through inverse warp, 4-D residual, SDF with normals, colour, compositing, losses, backward and
 optimiser, launched one by one and, as training does, replayed from a recording; the parts are those of the full chain, launched, each
 with its inputs held and the gradients it owes in training: the small ones show how fast the host is. The floor of a part
 is the larger of its time on the wires (inputs read and outputs written once forward; gradients of the outputs and inputs read, gradients of the inputs written
@@ -30,18 +30,18 @@ from torch import Tensor
 
 from benchmarks.kernels import RESULTS, Table
 from instant_nk import config as schema
-from instant_nk.fitting import losses, replay, window_files
+from instant_nk.fitting import losses, window_files
+from instant_nk.fitting.ray_samples import Room, Samples
 from instant_nk.fitting.rays import Batch
-from instant_nk.fitting.trainer import mixed_precision
+from instant_nk.fitting.trainer import How, mixed_precision
 from instant_nk.fitting.window_files import CanonicalField
-from instant_nk.fitting.window_fit import KEEP_WEIGHT, STEP_CELLS, WindowFit
+from instant_nk.fitting.window_fit import WindowFit
 from instant_nk.kernels import live_gradient
 from instant_nk.kernels.hash_encoding import HashSpec
-from instant_nk.kernels.ray_sampling import march
 from instant_nk.models import deformation_graph
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.occupancy import cell_centres
-from instant_nk.models.renderer import composite, neus_alpha, visible_samples
+from instant_nk.models.renderer import composite, neus_alpha
 from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.sdf_field import SdfField, hull_distance
 from instant_nk.models.warp import NodeMotion, Skeleton, to_canonical
@@ -133,63 +133,43 @@ class Rays:
         self.eyes = 2.5 * torch.stack([torch.cos(turn), 0.2 * torch.sin(3 * turn), torch.sin(turn)], 1)
         self.live, self.device = space.live, device
         self.cameras = SimpleNamespace(K=self.eyes)
+        self.waves = torch.tensor([1.1, 1.7, 2.3], device=device)
 
-    def sample(self, rays: int, generator: torch.Generator) -> Batch:
-        def draw(limit: int) -> Tensor:
-            return torch.randint(limit, (rays,), generator=generator, device=self.device)
+    def draw(self, rays: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.live[..., 0].numel() * len(self.eyes), (rays,), generator=generator, device=self.device)
 
-        frame, camera, vertex = draw(len(self.live)), draw(len(self.eyes)), draw(self.live.shape[1])
-        target = self.live[frame, vertex] + 0.02 * torch.randn(rays, 3, generator=generator, device=self.device)
+    def batch(self, rows: Tensor) -> Batch:
+        vertices = self.live.shape[1]
+        frame, camera, vertex = rows // (vertices * len(self.eyes)), rows // vertices % len(self.eyes), rows % vertices
+        target = self.live[frame, vertex] + 0.03 * torch.sin(rows[:, None] * self.waves)
         origins = self.eyes[camera]
-        return Batch(origins, F.normalize(target - origins, dim=1), 0.5 + 0.4 * torch.sin(5 * target), torch.ones(rays, device=self.device), frame, camera)
+        return Batch(origins, F.normalize(target - origins, dim=1), 0.5 + 0.4 * torch.sin(5 * target), torch.ones_like(target[:, 0]), frame, camera)
 
 
-@dataclass
-class Samples:
-    """N samples that the networks see, packed ray by ray."""
-
-    points: Tensor
-    directions: Tensor
-    lengths: Tensor
-    middle: Tensor
-    ray: Tensor
-    frame: Tensor
-    vertex: Tensor
-    rays: int
-    wanted: Batch
+def find_samples(fit: WindowFit, rays: int, room: Room | None = None) -> tuple[Batch, Samples]:
+    """March and drop, as the trainer does."""
+    batch = fit.source.batch(fit.source.draw(rays, fit.generator))
+    return batch, fit.find(batch, torch.rand(rays, generator=fit.generator, device=fit.device), room)
 
 
-def find_samples(fit: WindowFit, rays: int) -> tuple[Batch, Tensor, Tensor, Tensor, Tensor, int]:
-    """March and drop, as the trainer does: batch, kept rows' rays, starts, ends, seed vertices, and how many were marched."""
-    batch = fit.source.sample(rays, fit.generator)
-    jitter = torch.rand(rays, generator=fit.generator, device=fit.device)
-    ray, start, end = march(batch.origins, batch.directions, fit.space.occupied, STEP_CELLS * 2 / fit.grid_resolution, jitter, grid_index=batch.frame)
-    points = batch.origins[ray] + batch.directions[ray] * ((start + end) * 0.5)[:, None]
-    sdf, vertex = fit.field.quick_sdf(fit.space, points, batch.frame[ray])
-    keep = visible_samples(sdf, ray, rays, fit.field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]
-    return batch, ray[keep], start[keep], end[keep], vertex[keep], len(ray)
-
-
-def gather_samples(fit: WindowFit, count: int) -> Samples:
+def gather_samples(fit: WindowFit, count: int) -> tuple[Batch, Samples]:
     """Kept samples of as many rays as are needed for `count` of them."""
     rays = 4096
     while True:
-        batch, ray, start, end, vertex, _ = find_samples(fit, rays)
-        if len(ray) >= count:
+        batch, s = find_samples(fit, rays)
+        if s.kept >= count:
             break
-        rays = int(rays * max(1.2, 1.1 * count / max(len(ray), 1)))
-    ray, start, end, vertex = (t[:count] for t in (ray, start, end, vertex))
-    used = int(ray[-1]) + 1
-    wanted = Batch(*(getattr(batch, name)[:used] for name in ("origins", "directions", "rgb", "alpha", "frame", "camera")))
-    middle, directions = (start + end) * 0.5, batch.directions[ray]
-    return Samples(batch.origins[ray] + directions * middle[:, None], directions, end - start, middle, ray, batch.frame[ray], vertex, used, wanted)
+        rays = int(rays * max(1.2, 1.1 * count / max(s.kept, 1)))
+    cut = {name: getattr(s, name)[:count] for name in ("ray", "row", "points", "directions", "frame", "middle", "lengths", "seed")}
+    used = int(s.ray[count - 1]) + 1
+    batch = Batch(*(getattr(batch, name)[:used] for name in ("origins", "directions", "rgb", "alpha", "frame", "camera")))
+    return batch, Samples(**cut, rays=used, marched=s.marched, kept=count)
 
 
-def teach(fit: WindowFit, s: Samples) -> None:
+def teach(fit: WindowFit, batch: Batch, s: Samples) -> None:
     """The trainer's lesson, with every sample kept: loss and gradients."""
-    at = {"ray": s.ray, "points": s.points, "directions": s.directions, "frame": s.frame, "vertex": s.vertex, "middle": s.middle, "lengths": s.lengths}
-    wanted = {"rgb": s.wanted.rgb, "alpha": s.wanted.alpha, "background": torch.ones_like(s.wanted.rgb), "camera": s.wanted.camera}
-    fit.teach(replay.Samples(at, wanted, {}, s.rays), fit.followed)
+    fit.optimizer.clear()
+    fit.lesson(s, batch, torch.ones_like(batch.rgb), {})
 
 
 @dataclass
@@ -215,7 +195,7 @@ class Part:
         return 1e3 * max(forward), 1e3 * max(both)
 
 
-def parts_of(fit: WindowFit, s: Samples) -> list[Part]:
+def parts_of(fit: WindowFit, batch: Batch, s: Samples) -> list[Part]:
     """The parts of the chain with their inputs held."""
     field = fit.field
 
@@ -224,7 +204,7 @@ def parts_of(fit: WindowFit, s: Samples) -> list[Part]:
 
     with torch.no_grad():
         motion = field.motion()
-        canonical, jacobian, _ = to_canonical(fit.space, s.points, s.frame, s.vertex, *motion)
+        canonical, jacobian, _ = to_canonical(fit.space, s.points, s.frame, s.seed, *motion)
         residual, stretch = field.residual.with_jacobian(canonical, field.tau(s.frame))
         surface = canonical + residual
         sdf, gradient, features = field.sdf.with_gradient(surface)
@@ -243,13 +223,13 @@ def parts_of(fit: WindowFit, s: Samples) -> list[Part]:
     def see() -> tuple[Tensor, ...]:
         alpha = neus_alpha(sdf, (s.directions * gradient).sum(-1), s.lengths, field.inv_std)
         seen = composite(alpha, rgb, torch.zeros_like(s.points), s.middle, s.ray, s.rays)
-        photometric = losses.photometric(seen.rgb, seen.opacity, s.wanted.rgb, s.wanted.alpha, torch.ones_like(s.wanted.rgb))
-        return (photometric + losses.mask(seen.opacity, s.wanted.alpha) + losses.eikonal(gradient).mean(),)
+        photometric = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, torch.ones_like(batch.rgb))
+        return (photometric + losses.mask(seen.opacity, batch.alpha) + losses.eikonal(gradient).mean(),)
 
     layer = 2 * (4 + w4) * h4
     return [
         Part("motion and rigidity", lambda: (*(m := field.motion()), field.skeleton.rigidity(*m)), [field.motion.turn, field.motion.shift], 0, 0, 0),
-        Part("inverse warp", lambda: to_canonical(fit.space, s.points, s.frame, s.vertex, rotations, translations)[:1], [rotations, translations],
+        Part("inverse warp", lambda: to_canonical(fit.space, s.points, s.frame, s.seed, rotations, translations)[:1], [rotations, translations],
              7 + 2 * anchors, 12, 5 * anchors * 60),
         Part("residual with Jacobian", lambda: field.residual.with_jacobian(canonical, tau), [canonical, *of_residual],
              4, 12, 4 * layer + 6 * h4 + 18 * w4 + 16 * 8 * w4),
@@ -260,10 +240,10 @@ def parts_of(fit: WindowFit, s: Samples) -> list[Part]:
     ]  # fmt: skip
 
 
-def time_parts(table: Table, fit: WindowFit, s: Samples, shape: str) -> list[tuple[str, float, float, float, float]]:
+def time_parts(table: Table, fit: WindowFit, batch: Batch, s: Samples, shape: str) -> list[tuple[str, float, float, float, float]]:
     """Name, forward ms, forward and backward ms, and both floors of every part."""
     rows = []
-    for part in parts_of(fit, s):
+    for part in parts_of(fit, batch, s):
         outputs = [out for out in part.call() if out.requires_grad]
         cotangents = [torch.randn_like(out) for out in outputs]
 
@@ -294,28 +274,30 @@ def measure_step(table: Table, sizes: Sizes, device: str, log2: int, mixed: bool
     """Time the trainer's step, the full chain and its parts; prints a table and returns the parts' rows."""
     field, resolution = make_field(sizes, device)
     config = schema.parse(schema.merge(schema.to_dict(sizes.config), {"field": {"samples_per_step": 1 << log2, "steps": 10**6}})).field
-    fit = WindowFit(config, field, Rays(field, field.live_space(resolution), sizes.cameras), resolution, device, 0, "benchmark")
+    fit = WindowFit(config, field, Rays(field, field.live_space(resolution), sizes.cameras), resolution, device, 0, "benchmark", How(recorded=device == "cuda"))
     shape = f"2^{log2} samples" + (" bf16" if mixed else "")
     with mixed_precision(fit.modules, mixed):
         for _ in range(12):  # until the rays march as many samples as are wanted
             fit.step()
-        _, kept, *_, marched = find_samples(fit, fit.rays)
         fit.followed = fit.done = 1  # the live grid is laid anew every FOLLOW_EVERY steps, which is not timed here
-        whole = table.add("window step: as trained", "auto", shape, "float32", marched, fit.step)
-        finding = table.add("window step: march and drop", "auto", shape, "float32", marched, lambda: find_samples(fit, fit.rays))
-        s = gather_samples(fit, 1 << log2)
+        _, found = find_samples(fit, fit.rays)
+        if fit.how.recorded:  # with all of its samples counted and the recording made, a step is what it is between two looks at the numbers
+            fit.step(), fit.step()
+        whole = table.add("window step: as trained", "auto", shape, "float32", found.marched, fit.step)
+        finding = table.add("window step: march and drop", "auto", shape, "float32", found.marched, lambda: find_samples(fit, fit.rays))
+        batch, s = gather_samples(fit, 1 << log2)
 
         def descend() -> None:
-            teach(fit, s)
-            fit.descend(1 << log2)
+            teach(fit, batch, s)
+            fit.optimizer.step()
 
         chain = table.add("window step: full chain", "auto", shape, "float32", len(s.points), descend)
         replayed = table.add("window step: full chain replayed", "auto", shape, "float32", len(s.points), descend, replayed=True)
-        rows = time_parts(table, fit, s, shape)
-        teach(fit, s)
+        rows = time_parts(table, fit, batch, s, shape)
+        teach(fit, batch, s)
         optimiser = table.add("window step: optimiser", "auto", shape, "float32", len(s.points), fit.optimizer.step)
     learned = sum(parameter.numel() for parameter in fit.trained)
-    print(f"\nas trained: {marched} samples marched on {fit.rays} rays, {len(kept)} kept: {whole:.3f} ms, of which march and drop {finding:.3f} ms")
+    print(f"\nas trained: {found.marched} samples marched on {fit.rays} rays, {found.kept} kept: {whole:.3f} ms, of which march and drop {finding:.3f} ms")
     print(f"full chain on {len(s.points)} samples of {s.rays} rays: {chain:.3f} ms launched, {replayed:.3f} ms replayed (target on an H200 at 2^20: 25 ms)\n")
     print(f"{'part':26s} {'fwd ms':>9s} {'floor':>8s} {'fwd+bwd':>9s} {'floor':>8s}")
     for name, forward, both, low, low_both in rows:

@@ -36,6 +36,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 INTERRUPTED = 130  # what shells report for a process ended by ctrl-C
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 ORPHAN_CHECK_S = 1.0
+HAND_OVER = 2e-4  # seconds after which a thread of a GPU job gives up the interpreter to another
 
 
 class Unread:
@@ -151,6 +152,8 @@ def prepare(runtime: schema.RuntimeConfig, threads: int | None) -> str:
         if threads := runtime.threads or threads:
             torch.set_num_threads(threads)
         device = resolve_device(runtime.device)
+        if device == "cuda":  # a thread that feeds the GPU and one that reads images hand over the lock often; by Python's 5 ms each, both crawl
+            sys.setswitchinterval(HAND_OVER)
         _backend.select(runtime.backend)
         name = torch.cuda.get_device_name().replace(" ", "_") if device == "cuda" else "cpu"
         first |= {"device": name, "backend": _backend.describe(device), "threads": torch.get_num_threads(), "torch": torch.__version__}

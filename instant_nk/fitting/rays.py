@@ -73,9 +73,12 @@ class PixelSource:
     def __len__(self) -> int:
         return len(self.colours)
 
-    def sample(self, rays: int, generator: torch.Generator) -> Batch:
-        """`rays` pixels drawn with replacement."""
-        rows = torch.randint(len(self), (rays,), generator=generator, device=self.device)
+    def draw(self, rays: int, generator: torch.Generator) -> Tensor:
+        """Numbers of `rays` pixels, drawn with replacement, i64 [rays]."""
+        return torch.randint(len(self), (rays,), generator=generator, device=self.device)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The rays of pixels by their numbers."""
         view = self.views[rows].long()
         frame, camera = view // len(self.cameras.K), view % len(self.cameras.K)
         origins, directions = self.cameras.rays(camera, self.pixels[rows].float() + 0.5)

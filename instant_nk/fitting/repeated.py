@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-RECORD = False  # one frame agrees with the CPU on a card (tests/gpu/test_registration_gpu.py); no whole clip has been registered with it yet
+RECORD = True
 LEAST = 4  # repetitions that are worth a recording
 LARGE = 1500  # rows of the state from which on the arithmetic takes longer than launching it, and a recording would only hold memory
 State = tuple[Tensor, ...]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +13,15 @@ from torch import Tensor, nn
 
 from instant_nk.fitting import losses, schedules
 from instant_nk.fitting.monitor import middle_view, side_by_side
-from instant_nk.fitting.rays import PixelSource
-from instant_nk.fitting.replay import Samples
+from instant_nk.fitting.ray_samples import Room, Samples, find
+from instant_nk.fitting.rays import Batch, PixelSource
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
 from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
-from instant_nk.kernels.ray_sampling import march
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.live_field import LiveColours, LiveGrid
 from instant_nk.models.occupancy import dilate, near_surface
-from instant_nk.models.renderer import composite, neus_alpha, visible_samples
+from instant_nk.models.renderer import composite, neus_alpha
 from instant_nk.models.sdf_field import SdfField, Sharpness, hull_distance
 
 STEP_CELLS = 0.4  # sample spacing in occupancy cells
@@ -79,7 +80,7 @@ class NeusFit(Trainer):
     def __init__(
         self, config: SurfaceFitConfig, source: PixelSource, sdf: nn.Module, width: int, candidates: Tensor, device: str, seed: int, title: str, how: How
     ):
-        self.config, self.source, self.device, self.sdf, self.candidates = config, source, device, sdf, candidates
+        self.config, self.device, self.sdf, self.candidates = config, device, sdf, candidates
         self.colour = ColourField(width, config.hidden).to(device)
         self.sharpness = Sharpness(config.initial_inv_std).to(device)
         others = [parameter for name, parameter in sdf.named_parameters() if name != "encoding.table"]
@@ -89,7 +90,8 @@ class NeusFit(Trainer):
             {"params": self.sharpness.parameters(), "lr": 1e-3},
         ]
         modules = nn.ModuleDict({"sdf": sdf, "colour": self.colour, "sharpness": self.sharpness})
-        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
+        super().__init__(title, source, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
+        self.occupied = torch.zeros_like(candidates)
         self.update_grid()
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
@@ -106,63 +108,46 @@ class NeusFit(Trainer):
 
     @torch.no_grad()
     def update_grid(self) -> None:
-        """Find anew the cells that hold surface."""
+        """Find anew the cells that hold surface, where a recorded step looks for them."""
         margin = min(3.0 / float(self.sharpness()), 2.0 / self.config.occupancy_resolution)
         if self.candidates.ndim == 3:
-            self.occupied = near_surface(lambda x: self.distance(x, x.new_zeros(len(x), dtype=torch.long)), self.candidates, margin)
+            self.occupied.copy_(near_surface(lambda x: self.distance(x, x.new_zeros(len(x), dtype=torch.long)), self.candidates, margin))
             return
-        grids = [
-            near_surface(lambda x, f=f: self.distance(x, x.new_full((len(x),), f, dtype=torch.long)), candidates, margin)
-            for f, candidates in enumerate(self.candidates)
-        ]
-        self.occupied = torch.stack(grids)
+        for f, candidates in enumerate(self.candidates):
+            self.occupied[f] = near_surface(lambda x, f=f: self.distance(x, x.new_full((len(x),), f, dtype=torch.long)), candidates, margin)
 
-    def step(self) -> dict[str, Tensor]:
-        """One optimiser step; returns the scalars it saw, still on the device."""
-        config, step = self.config, self.done
-        self.sdf.encoding.open_levels = schedules.open_levels(step, config.steps, config.spec.levels)
-        self.set_rates()
-        if step and step % GRID_EVERY == 0:
+    def prepare(self) -> None:
+        self.sdf.encoding.open_levels = schedules.open_levels(self.done, self.config.steps, self.config.spec.levels)
+        if self.done and self.done % GRID_EVERY == 0:
             self.update_grid()
 
-        batch = self.source.sample(self.rays, self.generator)
-        spacing = STEP_CELLS * 2 / config.occupancy_resolution
-        jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
-        ray, start, end = march(batch.origins, batch.directions, self.occupied, spacing, jitter, grid_index=batch.frame if self.occupied.ndim == 4 else None)
-        middle = (start + end) * 0.5
-        with torch.no_grad():
-            points = batch.origins[ray] + batch.directions[ray] * middle[:, None]
-            distance = self.distance(points, batch.frame[ray])
-            keep = visible_samples(distance, ray, self.rays, self.sharpness(), KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
-        marched = len(ray)
-        ray, middle, lengths, points = ray[keep], middle[keep], (end - start)[keep], points[keep]
+    def numbers(self) -> dict[str, float]:
+        return super().numbers() | {"anneal": schedules.anneal(self.done, self.config.steps)}
 
-        background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
-        samples = Samples(
-            {"ray": ray, "points": points, "directions": batch.directions[ray], "frame": batch.frame[ray], "middle": middle, "lengths": lengths},
-            {"rgb": batch.rgb, "alpha": batch.alpha, "background": background},
-            {"anneal": torch.full((), schedules.anneal(step, config.steps), device=self.device)},
-            self.rays,
-        )
-        seen = self.teach(samples, self.sdf.encoding.open_levels)
-        self.descend(marched)
-        return seen
+    def key(self) -> Hashable:
+        return self.sdf.encoding.open_levels
 
-    def lesson(self, samples: Samples) -> dict[str, Tensor]:
-        config, at, wanted = self.config, samples.at, samples.seen
-        sdf, gradient, features = self.surface_at(at["points"], at["frame"])
+    def find(self, batch: Batch, jitter: Tensor, room: Room | None) -> Samples:
+        return find(
+            batch.origins, batch.directions, batch.frame, jitter, self.occupied, STEP_CELLS * 2 / self.config.occupancy_resolution,
+            lambda x, frame: (self.distance(x, frame), None), self.sharpness(), KEEP_WEIGHT, room,
+        )  # fmt: skip
+
+    def lesson(self, samples: Samples, batch: Batch, background: Tensor, numbers: Mapping[str, Any]) -> dict[str, Tensor]:
+        config = self.config
+        sdf, gradient, features = self.surface_at(samples.points, samples.frame)
         normals = torch.nn.functional.normalize(gradient, dim=-1)
         inv_std = self.sharpness()
-        alpha = neus_alpha(sdf, (at["directions"] * gradient).sum(-1), at["lengths"], inv_std, samples.values["anneal"])
-        rgb = self.colour(at["points"], normals, at["directions"], features)
-        seen = composite(alpha, rgb, normals, at["middle"], at["ray"], samples.rays)
-        rgb, opacity = samples.of_rays(seen.rgb), samples.of_rays(seen.opacity)
-        colour_loss = losses.photometric(rgb, opacity, wanted["rgb"], wanted["alpha"], wanted["background"])
-        mask_loss = losses.mask(opacity, wanted["alpha"])
+        alpha = neus_alpha(sdf, (samples.directions * gradient).sum(-1), samples.lengths, inv_std, numbers["anneal"])
+        rgb = self.colour(samples.points, normals, samples.directions, features)
+        seen = composite(alpha, rgb, normals, samples.middle, samples.ray, samples.rays)
+        rgb, opacity = seen.rgb[: len(batch.rgb)], seen.opacity[: len(batch.rgb)]
+        colour_loss = losses.photometric(rgb, opacity, batch.rgb, batch.alpha, background)
+        mask_loss = losses.mask(opacity, batch.alpha)
         eikonal = samples.mean(losses.eikonal(gradient)) if len(sdf) else colour_loss * 0
         loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal + self.further_loss()
         loss.backward()
-        error = ((rgb - wanted["rgb"] * wanted["alpha"][:, None]).detach() ** 2).mean()
+        error = ((rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
         return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach()}
 
     def picture(self) -> np.ndarray:
@@ -173,7 +158,7 @@ class NeusFit(Trainer):
         return {"occupied": self.occupied}
 
     def resumed(self, extra: dict[str, Tensor]) -> None:
-        self.occupied = extra["occupied"]
+        self.occupied.copy_(extra["occupied"])
 
     def finish(self, state: Interruptible | None) -> None:
         """Train to the end (see `Trainer.train`), then open all levels and find the surface's cells."""
@@ -225,7 +210,7 @@ class SurfaceFit(NeusFit):
         sdf = SdfField(config.spec, config.hidden, hull.shape[0]).to(device)
         sdf.start_from(hull_distance(hull) if distance is None else distance)
         if given is not None:
-            how = replace(how, recorded=False)  # each step draws points of the given surface
+            how = replace(how, recorded=False)  # each step draws points of the given surface, and a recording may not
         super().__init__(config, source, sdf, config.spec.width, candidates_of(hull, config.occupancy_resolution, device), device, seed, title, how)
 
     def rehearsals(self) -> list[Call]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from instant_nk.errors import NumericalError
 from instant_nk.fitting import schedules, training_state
 from instant_nk.fitting.adam import Adam
 from instant_nk.fitting.monitor import Monitor
-from instant_nk.fitting.replay import Eager, Replay, Samples
+from instant_nk.fitting.ray_samples import Room, Samples
+from instant_nk.fitting.rays import Batch, PixelSource
+from instant_nk.fitting.replay import Eager, Replay, Seen
 from instant_nk.kernels import _backend
 from instant_nk.kernels.ahead import Call, compile_side_by_side
 from instant_nk.layout import Job
@@ -30,7 +32,8 @@ logger = logging.getLogger(__name__)
 NOTE_EVERY = 20  # steps between looks at the numbers: each look makes the host wait for the GPU
 LEAST_SAMPLES = 1024  # per step; a device without room for so few has no room for the networks either
 LEAST_RAYS = 64
-SAME_RAYS = 0.08  # a recorded step keeps its ray count while it is right to this share: another count is another recording
+SAME_RAYS = 0.12  # a recorded step keeps its ray count while it is right to this share: another count is another recording
+SETTLING = 8  # steps after which a recorded training looks at its samples' number only with the other numbers
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class How:
     Attributes:
         mixed: whether the networks that allow it compute their matrix products in bfloat16.
         monitor: what shows the training while it runs; None: nothing.
-        recorded: whether the arithmetic of a step is recorded as a CUDA graph and replayed.
+        recorded: whether steps are recorded as CUDA graphs and replayed.
     """
 
     mixed: bool = False
@@ -61,10 +64,11 @@ PLAIN = How()
 
 
 class Trainer:
-    """A loop around `step`. Subclasses say what is trained and what a step does.
+    """A loop around `step`. Subclasses say what is trained: where a step's samples lie (`find`) and what it learns from them (`lesson`).
 
     Args:
         title: of log lines and messages.
+        source: where rays come from.
         steps: to train for.
         samples: target number of samples along rays per step; halved for good when the device runs out of memory.
         modules: what is trained, by name.
@@ -81,22 +85,79 @@ class Trainer:
     ADVICE = ""  # what to do when the loss is not finite
 
     def __init__(
-        self, title: str, steps: int, samples: int, modules: nn.ModuleDict, groups: list[dict], generator: torch.Generator, ema: float = 0.0, how: How = PLAIN
+        self,
+        title: str,
+        source: PixelSource,
+        steps: int,
+        samples: int,
+        modules: nn.ModuleDict,
+        groups: list[dict],
+        generator: torch.Generator,
+        ema: float = 0.0,
+        how: How = PLAIN,
     ):
-        self.title, self.steps, self.samples, self.modules, self.generator, self.ema, self.how = title, steps, samples, modules, generator, ema, how
+        self.title, self.source, self.steps, self.samples, self.modules, self.how = title, source, steps, samples, modules, how
+        self.generator, self.ema = generator, ema
         self.optimizer = Adam(groups, betas=(0.9, 0.99))
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.means = [parameter.detach().clone() for parameter in self.trained] if ema else []
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.teach = Replay(self.lesson, self.trained) if how.recorded else Eager(self.lesson, self.trained)
+        self.run_step = Replay(self.act) if how.recorded else Eager(self.act)
         self.rays = max(LEAST_RAYS, samples // 16)
         self.done = 0
         self.reduced = False
         self.history: dict[str, list[float]] = {name: [] for name in ("step", "loss", "psnr_db", *self.NOTED)}
 
-    def step(self) -> dict[str, Tensor]:
+    def step(self) -> Seen:
         """One optimiser step; returns the scalars it saw (`loss`, `mse` and NOTED), still on the device."""
+        self.prepare()
+        rows = self.source.draw(self.rays, self.generator)
+        drawn = {"rows": rows} | {
+            name: torch.rand(self.rays, *shape, generator=self.generator, device=rows.device) for name, shape in (("jitter", ()), ("background", (3,)))
+        }
+        seen = self.run_step(drawn, self.numbers(), self.key())
+        self.done += 1
+        self._adapt(seen)
+        return seen
+
+    def prepare(self) -> None:
+        """What is done now and then before a step, and need not be fast."""
+
+    def numbers(self) -> dict[str, float]:
+        """Python numbers of a step, by name."""
+        mean = max(1 - self.ema, 1 / (self.done + 1)) if self.means else 0.0
+        return {"rate": schedules.learning_rate(self.done, self.steps), "mean": mean}
+
+    def key(self) -> Hashable:
+        """Whatever else changes what a step computes: another key is another recording."""
+        return None
+
+    def find(self, batch: Batch, jitter: Tensor, room: Room | None) -> Samples:
+        """The samples of a step."""
         raise NotImplementedError
+
+    def lesson(self, samples: Samples, batch: Batch, background: Tensor, numbers: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What a step learns from its samples: the loss, back to the gradients; returns scalars.
+
+        Args:
+            batch: what rays should see; background: colour behind them, [R, 3].
+            numbers: this step's, by name; in a recorded step as tensors [].
+        """
+        raise NotImplementedError
+
+    def act(self, drawn: Mapping[str, Tensor], numbers: Mapping[str, Any], room: Room | None) -> Seen:
+        """A whole step of what was drawn: samples, lesson, optimiser. See `replay.Replay` for what it may not do where there is a `room`."""
+        self.optimizer.clear()
+        batch = self.source.batch(drawn["rows"])
+        samples = self.find(batch, drawn["jitter"], room)
+        batch = replace(batch, alpha=samples.shown(batch.alpha))
+        seen = self.lesson(samples, batch, drawn["background"], numbers)
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * numbers["rate"]
+        self.optimizer.step()
+        for mean, parameter in zip(self.means, self.trained):
+            mean.lerp_(parameter.detach(), numbers["mean"])
+        return seen | {"marched": samples.marched, "kept": samples.kept}
 
     def rehearsals(self) -> list[Call]:
         """What a step's kernels are compiled by ahead of the first step."""
@@ -116,31 +177,18 @@ class Trainer:
         """A training view and its rendering side by side, u8 [H, W, 3]."""
         raise NotImplementedError
 
-    def set_rates(self) -> None:
-        """Step sizes of this step, by the schedule."""
-        factor = schedules.learning_rate(self.done, self.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates):
-            group["lr"] = rate * factor
-
-    def lesson(self, samples: Samples) -> dict[str, Tensor]:
-        """What a step computes from its samples: the loss, back to the gradients; returns scalars. See `replay.Replay` for what it may not do."""
-        raise NotImplementedError
-
-    def descend(self, marched: int) -> None:
-        """Optimiser step by the gradients of a lesson, then the ray count that will march the wanted number of samples.
-
-        Args:
-            marched: samples that this step's rays had.
-        """
-        self.optimizer.step()
-        self.done += 1
-        if self.means:
-            torch._foreach_lerp_(self.means, [parameter.detach() for parameter in self.trained], max(1 - self.ema, 1 / self.done))
+    def _adapt(self, seen: Seen) -> None:
+        """Take as many rays in the next step as will march the wanted number of samples."""
+        if self.how.recorded and self.done > SETTLING and self.done % NOTE_EVERY:
+            return
+        marched, kept = int(seen["marched"]), int(seen["kept"])
         change = min(1.3, max(0.7, self.samples / max(marched, 1)))
-        if not self.how.recorded or abs(change - 1) > SAME_RAYS:
-            self.rays = int(self.rays * change)
+        if self.how.recorded and abs(change - 1) <= SAME_RAYS:
+            change = 1.0
+        self.rays = int(self.rays * change)
+        self.run_step.expect(int(marched * change), int(kept * change))
 
-    def advance(self) -> dict[str, Tensor]:
+    def advance(self) -> Seen:
         """`step`, with fewer samples where the device has no memory for all; that is said once.
 
         Raises:
@@ -157,7 +205,7 @@ class Trainer:
             )  # fmt: skip
         return seen
 
-    def _attempt(self) -> dict[str, Tensor] | None:
+    def _attempt(self) -> Seen | None:
         """`step`, or None and half the samples when memory ran out."""
         try:
             return self.step()
@@ -167,6 +215,7 @@ class Trainer:
         # outside the handler: until it is left, the exception holds the tensors of the failed step
         self.samples //= 2
         self.rays = max(LEAST_RAYS, self.rays // 2)
+        self.run_step.forget()
         self.optimizer.clear()
         gc.collect()
         if torch.cuda.is_initialized():
@@ -210,7 +259,7 @@ class Trainer:
         training_state.save(state.path, self.modules, self.optimizer, self.generator, counters, state.header, extra)
         self.kept()
 
-    def _note(self, seen: dict[str, Tensor], progress: Progress) -> None:
+    def _note(self, seen: Seen, progress: Progress) -> None:
         names = ("loss", "mse", *self.NOTED)
         values = dict(zip(names, torch.stack([seen[name].float() for name in names]).tolist()))  # one wait for all
         if not np.isfinite(values["loss"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from instant_nk.config import FieldConfig
 from instant_nk.fitting import losses
 from instant_nk.fitting.monitor import middle_view, side_by_side
-from instant_nk.fitting.rays import PixelSource
-from instant_nk.fitting.replay import Samples
+from instant_nk.fitting.ray_samples import Room, Samples, find
+from instant_nk.fitting.rays import Batch, PixelSource
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
 from instant_nk.kernels.ahead import Call
-from instant_nk.kernels.ray_sampling import march
-from instant_nk.models.renderer import composite, neus_alpha, visible_samples
+from instant_nk.models.renderer import composite, neus_alpha
 from instant_nk.models.rig_correction import RigCorrection
 from instant_nk.models.window_field import LiveSamples, WindowField
 
@@ -49,9 +48,7 @@ class WindowFit(Trainer):
     def __init__(
         self, config: FieldConfig, field: WindowField, source: PixelSource, grid_resolution: int, device: str, seed: int, title: str, how: How = PLAIN
     ):
-        if config.refine_poses:
-            how = replace(how, recorded=False)  # the gradient goes on to where the samples lie
-        self.config, self.field, self.source, self.device = config, field, source, device
+        self.config, self.field, self.device = config, field, device
         self.grid_resolution = grid_resolution
         rate = config.learning_rate
         groups = [
@@ -71,7 +68,7 @@ class WindowFit(Trainer):
         if field.light:
             modules["light"] = field.light
             groups.append({"params": field.light.parameters(), "lr": rate * LIGHT_RATE})
-        super().__init__(title, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
+        super().__init__(title, source, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
         self.unconverged = torch.zeros((), device=device)
         # What registration strained, bent joints above all, costs little: against the whole of it, refinement would straighten limbs and slide the skin.
         self.registered = KEPT_STRAIN * field.skeleton.strains(field.motion.rotations, field.motion.translations)
@@ -82,73 +79,59 @@ class WindowFit(Trainer):
         self.space = self.field.live_space(self.grid_resolution)
         self.followed = self.done
 
-    def step(self) -> dict[str, Tensor]:
-        """One optimiser step; returns the scalars it saw, still on the device."""
-        config, field = self.config, self.field
-        self.set_rates()
-        if config.refine_motion and self.done % FOLLOW_EVERY == 0 and self.followed != self.done:
+    def prepare(self) -> None:
+        if self.config.refine_motion and self.done % FOLLOW_EVERY == 0 and self.followed != self.done:
             self.follow()
-        batch = self.source.sample(self.rays, self.generator)
-        jitter = torch.rand(self.rays, generator=self.generator, device=self.device)
-        with torch.no_grad():
-            origins, directions = self.rig.rays(batch.origins, batch.directions, batch.camera) if config.refine_poses else (batch.origins, batch.directions)
-        ray, start, end = march(origins, directions, self.space.occupied, STEP_CELLS * 2 / self.grid_resolution, jitter, grid_index=batch.frame)
-        middle, marched = (start + end) * 0.5, len(ray)
-        points = origins[ray] + directions[ray] * middle[:, None]
-        frame = batch.frame[ray]
-        sdf, vertex = field.quick_sdf(self.space, points, frame)
-        keep = visible_samples(sdf, ray, self.rays, field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]  # the host waits once
-        ray, middle, lengths, points, frame, vertex = ray[keep], middle[keep], (end - start)[keep], points[keep], frame[keep], vertex[keep]
 
-        background = torch.rand(self.rays, 3, generator=self.generator, device=self.device)
-        given = {"origins": batch.origins[ray], "given": batch.directions[ray], "camera": batch.camera[ray]} if config.refine_poses else {}
-        samples = Samples(
-            {"ray": ray, "points": points, "directions": directions[ray], "frame": frame, "vertex": vertex, "middle": middle, "lengths": lengths} | given,
-            {"rgb": batch.rgb, "alpha": batch.alpha, "background": background, "camera": batch.camera},
-            {},
-            self.rays,
-        )
-        seen = self.teach(samples, self.followed)
-        self.descend(marched)
-        self.unconverged = 0.95 * self.unconverged + 0.05 * seen["unconverged"]
-        return seen
+    def key(self) -> Hashable:
+        return self.followed
 
-    def lesson(self, samples: Samples) -> dict[str, Tensor]:
-        config, field, at, wanted = self.config, self.field, samples.at, samples.seen
+    def find(self, batch: Batch, jitter: Tensor, room: Room | None) -> Samples:
+        origins, directions = batch.origins, batch.directions
+        if self.config.refine_poses:
+            with torch.no_grad():
+                origins, directions = self.rig.rays(origins, directions, batch.camera)
+        return find(
+            origins, directions, batch.frame, jitter, self.space.occupied, STEP_CELLS * 2 / self.grid_resolution,
+            lambda x, frame: self.field.quick_sdf(self.space, x, frame, padded=room is not None), self.field.inv_std, KEEP_WEIGHT, room,
+        )  # fmt: skip
+
+    def lesson(self, samples: Samples, batch: Batch, background: Tensor, numbers: Mapping[str, Any]) -> dict[str, Tensor]:
+        config, field = self.config, self.field
         rotations, translations = field.motion()
-        points, directions = at["points"], at["directions"]
+        points, directions = samples.points, samples.directions
         if config.refine_poses:  # once more, here where gradients reach the poses
-            origins, directions = self.rig.rays(at["origins"], at["given"], at["camera"])
-            points = origins + directions * at["middle"][:, None]
-        live = field.at(self.space, points, at["frame"], at["vertex"], directions, rotations, translations)
-        alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), at["lengths"], field.inv_std)
+            origins, directions = self.rig.rays(batch.origins[samples.row], batch.directions[samples.row], batch.camera[samples.row])
+            points = origins + directions * samples.middle[:, None]
+        live = field.at(self.space, points, samples.frame, samples.seed, directions, rotations, translations)
+        alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), samples.lengths, field.inv_std)
         alpha = torch.where(live.converged, alpha, 0)
-        seen = composite(alpha, live.rgb, torch.zeros_like(live.gradient), at["middle"], at["ray"], samples.rays)
-        rgb, opacity = samples.of_rays(seen.rgb), samples.of_rays(seen.opacity)
+        seen = composite(alpha, live.rgb, torch.zeros_like(live.gradient), samples.middle, samples.ray, samples.rays)
+        rgb, opacity = seen.rgb[: len(batch.rgb)], seen.opacity[: len(batch.rgb)]
         if config.exposure:
-            rgb = rgb * self.rig.gains()[wanted["camera"]]
+            rgb = rgb * self.rig.gains()[batch.camera]
         rigidity = field.skeleton.rigidity(rotations, translations, self.registered)
         loss = (
-            losses.photometric(rgb, opacity, wanted["rgb"], wanted["alpha"], wanted["background"])
-            + config.mask_weight * losses.mask(opacity, wanted["alpha"])
+            losses.photometric(rgb, opacity, batch.rgb, batch.alpha, background)
+            + config.mask_weight * losses.mask(opacity, batch.alpha)
             + config.rigidity_weight * rigidity
             + self._regularity(live, samples)
             + (LIGHT_WEIGHT * field.light.penalty() if field.light else 0.0)
         )  # fmt: skip
         loss.backward()
+        self.unconverged.lerp_(samples.mean((~live.converged).float()), 0.05)
         return {
             "loss": loss.detach(),
-            "mse": ((rgb - wanted["rgb"] * wanted["alpha"][:, None]).detach() ** 2).mean(),
+            "mse": ((rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean(),
             "rigidity": rigidity.detach(),
             "residual": samples.mean(live.residual.detach().abs().mean(-1)) / field.residual.bound,
-            "unconverged": samples.mean((~live.converged).float()),
         }
 
     def _regularity(self, live: LiveSamples, samples: Samples) -> Tensor:
         """Small, smooth in time, elastic and unit-gradient: what the residual owes; lengths in units of its bound."""
         config, field = self.config, self.field
         bound = field.residual.bound
-        earlier = field.residual_at(live.canonical.detach(), (samples.at["frame"] - 1).clamp_min(0))
+        earlier = field.residual_at(live.canonical.detach(), (samples.frame - 1).clamp_min(0))
         loss = config.residual_weight * samples.mean((live.residual**2).sum(-1)) / bound**2
         loss = loss + config.temporal_weight * samples.mean(((live.residual - earlier) ** 2).sum(-1)) / bound**2
         loss = loss + config.elastic_weight * samples.mean((live.stretch**2).sum((-1, -2)))
@@ -169,7 +152,7 @@ class WindowFit(Trainer):
         return {"unconverged": self.unconverged}
 
     def resumed(self, extra: dict[str, Tensor]) -> None:
-        self.unconverged = extra["unconverged"]
+        self.unconverged.copy_(extra["unconverged"])
         self.follow()
 
     def kept(self) -> None:

@@ -17,9 +17,11 @@ from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.encoding import HashEncoding
 from instant_nk.models.mlp import Mlp
 
+HULL_MARGIN = 8  # voxels around a hull's box in which distances to it are exact: training looks for the surface in three at most
+
 
 def hull_distance(occupied: np.ndarray) -> np.ndarray:
-    """Signed distance to a visual hull at the corners of its voxels, slightly smoothed.
+    """Signed distance to a visual hull at the corners of its voxels, slightly smoothed; farther than HULL_MARGIN voxels outside the hull's box, an estimate.
 
     Args:
         occupied: bool [R, R, R] over [-1, 1]^3, axes x, y, z.
@@ -29,13 +31,28 @@ def hull_distance(occupied: np.ndarray) -> np.ndarray:
     """
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-    size = 2.0 / occupied.shape[0]
-    inside = distance_transform_edt(occupied)
-    outside = distance_transform_edt(~occupied) if occupied.any() else np.full(occupied.shape, occupied.shape[0], float)
-    voxels = gaussian_filter(np.where(occupied, 0.5 - inside, outside - 0.5) * size, 0.7)
+    size, near = 2.0 / occupied.shape[0], _box_around(occupied)
+    part = occupied[tuple(slice(*ends) for ends in near)]
+    inside = distance_transform_edt(part)
+    outside = distance_transform_edt(~part) if part.any() else np.full(part.shape, part.shape[0], float)
+    voxels = gaussian_filter(np.where(part, 0.5 - inside, outside - 0.5) * size, 0.7)
+    away = [np.maximum(np.maximum(low - np.arange(n), np.arange(n) - (high - 1)), 0) * size for n, (low, high) in zip(occupied.shape, near)]
+    voxels = np.pad(voxels, [(low, n - high) for n, (low, high) in zip(occupied.shape, near)], mode="edge")
+    voxels += np.sqrt(away[0][:, None, None] ** 2 + away[1][:, None] ** 2 + away[2] ** 2)
     padded = np.pad(voxels, 1, mode="edge")
     corners = sum(padded[i : i + voxels.shape[0] + 1, j : j + voxels.shape[1] + 1, k : k + voxels.shape[2] + 1] for i in (0, 1) for j in (0, 1) for k in (0, 1))
     return (corners / 8).astype(np.float32)
+
+
+def _box_around(occupied: np.ndarray) -> list[tuple[int, int]]:
+    """First and last-plus-one voxel of each axis of the hull's box with its margin; of the whole grid where there is no hull."""
+    if not occupied.any():
+        return [(0, n) for n in occupied.shape]
+    ends = []
+    for axis, n in enumerate(occupied.shape):
+        used = np.flatnonzero(occupied.any(tuple(a for a in range(3) if a != axis)))
+        ends.append((max(0, used[0] - HULL_MARGIN), min(n, used[-1] + 1 + HULL_MARGIN)))
+    return ends
 
 
 class SdfField(nn.Module):

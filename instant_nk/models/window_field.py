@@ -101,24 +101,30 @@ class WindowField(nn.Module):
         return self.residual(canonical, self.tau(frame)) * self.ramp(frame)[:, None]
 
     @torch.no_grad()
-    def quick_sdf(self, space: LiveSpace, x: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance [N] by the first-order inverse, and the seed vertex [N] it came from (the nearer patch of two)."""
-        vertex = space.seed(x, frame, 0)
-        second = space.seed(x, frame, 1)
-        rows = (second >= 0).nonzero()[:, 0]
-        seeds = torch.cat([vertex.clamp_min(0), second[rows]])
-        distances = self._quick(space, torch.cat([x, x[rows]]), torch.cat([frame, frame[rows]]), seeds)
-        first, other = distances[: len(x)], distances[len(x) :]
-        first = torch.where(vertex >= 0, first, torch.ones_like(first))
-        distance, nearest = first.clone(), seeds[: len(x)].clone()
-        distance[rows] = torch.minimum(other, first[rows])  # the union of both patches is where the smaller distance is
-        nearest[rows] = torch.where(other < first[rows], second[rows], nearest[rows])
+    def quick_sdf(self, space: LiveSpace, x: Tensor, frame: Tensor, padded: bool = False) -> tuple[Tensor, Tensor]:
+        """Signed distance [N] by the first-order inverse, and the seed vertex [N] it came from (the nearer patch of two).
+
+        Args:
+            padded: compute more than is needed rather than make the host wait for how much that is.
+        """
+        vertex, second = space.seed(x, frame, 0), space.seed(x, frame, 1)
+        rows = torch.arange(len(x), device=x.device) if padded else (second >= 0).nonzero()[:, 0]
+        other = second[rows]
+        seeds = torch.cat([vertex, other])
+        distances = self._quick(space, torch.cat([x, x[rows]]), torch.cat([frame, frame[rows]]), seeds, len(x) if padded else None)
+        distance, nearest = distances[: len(x)].clone(), vertex.clamp_min(0)
+        first, further = distance[rows], distances[len(x) :]
+        distance[rows] = torch.minimum(further, first)  # the union of both patches is where the smaller distance is
+        nearest[rows] = torch.where(further < first, other, nearest[rows])
         return distance, nearest
 
-    def _quick(self, space: LiveSpace, x: Tensor, frame: Tensor, vertex: Tensor) -> Tensor:
+    def _quick(self, space: LiveSpace, x: Tensor, frame: Tensor, vertex: Tensor, most: int | None) -> Tensor:
+        """Distances from one seed each, 1 without one. Those of points near the surface are refined; with `most`, of the first so many of them."""
+        known, vertex = vertex >= 0, vertex.clamp_min(0)
         canonical = space.guess(x, frame, vertex)
-        distance = torch.where(space.belongs(x, frame, canonical), self._grid_sdf(canonical), 1.0)
-        near = (distance.abs() < 2 * self.residual.bound + 4 / self.inv_std).nonzero()[:, 0]  # elsewhere neither the residual nor the guess's error matters
+        distance = torch.where(known & space.belongs(x, frame, canonical), self._grid_sdf(canonical), 1.0)
+        near = distance.abs() < 2 * self.residual.bound + 4 / self.inv_std  # elsewhere neither the residual nor the guess's error matters
+        near = (near.nonzero() if most is None else near.nonzero_static(size=most, fill_value=0))[:, 0]
         x, frame = x[near], frame[near]
         canonical, _, converged = to_canonical(space, x, frame, vertex[near], *self.motion())
         own = converged & space.belongs(x, frame, canonical)  # what `at` will find to be nothing must not hide what lies behind it

@@ -22,7 +22,7 @@ def made(tmp_path_factory):
 
 
 def batch_of(source, rays=4000):
-    return source.sample(rays, torch.Generator().manual_seed(0))
+    return source.batch(source.draw(rays, torch.Generator().manual_seed(0)))
 
 
 def test_rays_of_subject_pixels_hit_the_ball_of_their_colour(made):

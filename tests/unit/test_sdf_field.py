@@ -34,6 +34,20 @@ def test_the_hull_distance_of_a_ball_is_that_of_the_ball_within_a_voxel():
     assert error[ball(corners).abs().numpy() < 0.05].mean() < 0.5 / 32
 
 
+def test_the_hull_distance_near_the_hull_is_that_of_the_whole_grid_and_grows_beyond():
+    from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+    rng = np.random.default_rng(0)
+    for occupied in (block(64), rng.random((40, 40, 40)) > 0.999):
+        n = len(occupied)
+        whole = np.where(occupied, 0.5 - distance_transform_edt(occupied), distance_transform_edt(~occupied) - 0.5) * 2 / n
+        whole = np.pad(gaussian_filter(whole, 0.7), 1, mode="edge")
+        wanted = sum(whole[i : i + n + 1, j : j + n + 1, k : k + n + 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)) / 8
+        found, near = hull_distance(occupied), wanted < 4 * 2 / n
+        np.testing.assert_allclose(found[near], wanted[near], atol=1e-6)
+        assert (found > wanted - 2 / n).all() and (found < 2 * wanted + 12 * 2 / n).all()
+
+
 def test_an_empty_hull_is_outside_everywhere_and_a_full_one_inside():
     assert (hull_distance(np.zeros((8, 8, 8), bool)) > 0).all()
     assert (hull_distance(np.ones((8, 8, 8), bool)) < 0).all()

@@ -42,14 +42,14 @@ def window(dataset, **more):
 
 def full_above(fit, samples, at=0):
     """Make the fit's device run out of memory, from step `at` on, whenever a step wants more than that many samples."""
-    whole = fit.source.sample
+    whole = fit.source.draw
 
     def limited(*args):
         if fit.done >= at and fit.samples > samples:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return whole(*args)
 
-    fit.source.sample = limited
+    fit.source.draw = limited
 
 
 @pytest.mark.parametrize("make", [surface, window])

@@ -25,24 +25,24 @@ def test_the_body_is_a_sound_mesh_on_its_own_distance():
 
 
 def test_all_samples_of_the_full_chain_lie_near_the_surface_and_most_invert(fit):
-    s = window_step.gather_samples(fit, 500)
+    batch, s = window_step.gather_samples(fit, 500)
     assert len(s.points) == 500 and s.rays == int(s.ray[-1]) + 1 and bool((s.ray.diff() >= 0).all())
-    live = fit.field.at(fit.space, s.points, s.frame, s.vertex, s.directions, *fit.field.motion())
+    live = fit.field.at(fit.space, s.points, s.frame, s.seed, s.directions, *fit.field.motion())
     assert float(live.converged.float().mean()) > 0.95 and float(live.sdf.abs().median()) < 0.1
 
 
 def test_the_full_chain_teaches_everything_that_training_learns(fit):
-    s = window_step.gather_samples(fit, 500)
+    batch, s = window_step.gather_samples(fit, 500)
     with torch.no_grad():
         fit.field.residual.mlp.last.weight.normal_(0, 0.01)  # at zero nothing behind it learns
     fit.optimizer.clear()
-    window_step.teach(fit, s)
+    window_step.teach(fit, batch, s)
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.any()) for p in fit.trained)
 
 
 def test_the_parts_owe_every_gradient_they_are_asked_for(fit):
-    s = window_step.gather_samples(fit, 300)
-    for part in window_step.parts_of(fit, s):
+    batch, s = window_step.gather_samples(fit, 300)
+    for part in window_step.parts_of(fit, batch, s):
         outputs = [out for out in part.call() if out.requires_grad]
         gradients = torch.autograd.grad(outputs, part.owes, [torch.ones_like(out) for out in outputs], allow_unused=True)
         assert sum(gradient is not None for gradient in gradients) >= len(gradients) - 1, part.name

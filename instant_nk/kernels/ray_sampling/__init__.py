@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from instant_nk.kernels import _backend, _checks
 from instant_nk.kernels.ray_sampling import reference
 
 OP = "ray_sampling"
+PADDING = 32  # padded samples per ray of their own: a kernel walks a ray at a time
 
 
 def march(
@@ -37,6 +40,44 @@ def march(
     Returns:
         ray_indices int64 [samples], t_starts [samples], t_ends [samples]: ray after ray, near to far.
     """
+    ops = _ops_for(origins, directions, occupancy, step, jitter, grid_index)
+    with torch.no_grad():
+        return ops.march(origins, directions, occupancy, step, jitter, near, grid_index)
+
+
+def march_padded(
+    origins: Tensor,
+    directions: Tensor,
+    occupancy: Tensor,
+    step: float,
+    room: int,
+    jitter: Tensor | None = None,
+    near: float = 0.0,
+    grid_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`march` into room for a fixed number of samples; on a GPU the host does not wait for how many there are.
+
+    The first ray whose samples do not all fit, and every ray behind it, is left out. What remains of the room is padding: samples of length
+    `step` at the origin, on rays numbered from `rays` on, PADDING samples each.
+
+    Args:
+        room: samples to make; the other arguments are those of `march`.
+
+    Returns:
+        ray_indices int64 [room], t_starts [room], t_ends [room]; and int64 [rays], the samples that rays up to each one have together:
+        a ray is left out where that is more than `room`.
+    """
+    ops = _ops_for(origins, directions, occupancy, step, jitter, grid_index)
+    if room < 1:
+        raise ValueError(f"{OP}: room must be a positive number of samples; got {room}.")
+    with torch.no_grad():
+        if hasattr(ops, "march_padded"):
+            return ops.march_padded(origins, directions, occupancy, step, jitter, near, grid_index, room, PADDING)
+        return reference.padded(*ops.march(origins, directions, occupancy, step, jitter, near, grid_index), len(origins), step, room, PADDING)
+
+
+def _ops_for(origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor | None, grid_index: Tensor | None) -> ModuleType:
+    """The backend's module, once the arguments have been checked."""
     _checks.tensor(OP, "origins", origins, ("rays", 3))
     rays = origins.shape[0]
     _checks.tensor(OP, "directions", directions, (rays, 3), (origins.dtype,), like=origins)
@@ -56,5 +97,4 @@ def march(
         from instant_nk.kernels.ray_sampling import cpu as ops
     else:
         ops = reference
-    with torch.no_grad():
-        return ops.march(origins, directions, occupancy, step, jitter, near, grid_index)
+    return ops

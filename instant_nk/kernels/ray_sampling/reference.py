@@ -37,6 +37,17 @@ def march(
     return ray_indices, t_starts, t_starts + step
 
 
+def padded(ray_indices: Tensor, t_starts: Tensor, t_ends: Tensor, rays: int, step: float, room: int, padding: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `march` gave, cut or filled to `room` samples; and how many samples rays up to each one have together [rays]."""
+    ends = torch.bincount(ray_indices, minlength=rays).cumsum(0)
+    kept = int((ends[ray_indices] <= room).sum())
+    ray = rays + torch.arange(room, device=ray_indices.device) // padding
+    start, end = t_starts.new_zeros(room), t_starts.new_full((room,), step)
+    for whole, part in ((ray, ray_indices), (start, t_starts), (end, t_ends)):
+        whole[:kept] = part[:kept]
+    return ray, start, end, ends
+
+
 def _box_interval(origins: Tensor, directions: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Distances at which each ray enters and leaves the box [low, high] (slab method); leave < enter is a miss."""
     tiny = torch.finfo(directions.dtype).tiny

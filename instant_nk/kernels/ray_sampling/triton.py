@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -25,7 +27,7 @@ def _cell(base, slope, middle, CELLS: tl.constexpr):
     return tl.minimum(tl.maximum((base + slope * middle).to(tl.int32), 0), CELLS - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room"])
 def _march_kernel(
     origins,
     directions,
@@ -38,12 +40,15 @@ def _march_kernel(
     ray_indices,
     step,
     near,
+    room,
     CELLS: tl.constexpr,
     FILL: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     ray = tl.program_id(0).to(tl.int64)
-    kept = tl.load(counts + ray) if FILL else 0
+    kept = 0
+    if FILL:
+        kept = tl.where(tl.load(ends + ray) > room, 0, tl.load(counts + ray))
     if kept > 0 or not FILL:
         ox, oy, oz = tl.load(origins + ray * 3), tl.load(origins + ray * 3 + 1), tl.load(origins + ray * 3 + 2)
         dx, dy, dz = tl.load(directions + ray * 3), tl.load(directions + ray * 3 + 1), tl.load(directions + ray * 3 + 2)
@@ -79,18 +84,45 @@ def march(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.march`. The number of samples decides the size of the output, so the host waits for it once."""
     rays, device = len(origins), origins.device
+    if not rays:
+        return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device), torch.empty(0, device=device)
+    launch, ends = _counted(origins, directions, occupancy, step, jitter, near, grid_index)
+    total = int(ends[-1])
+    t_starts, ray_indices = torch.empty(total, device=device), torch.empty(total, dtype=torch.int64, device=device)
+    launch(t_starts, ray_indices, total)
+    return ray_indices, t_starts, t_starts + step
+
+
+def march_padded(
+    origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor | None, near: float, grid_index: Tensor | None, room: int, padding: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.padded`; the host waits for nothing."""
+    rays, device = len(origins), origins.device
+    t_starts = torch.zeros(room, device=device)
+    ray_indices = rays + torch.arange(room, device=device) // padding
+    ends = torch.zeros(0, dtype=torch.int64, device=device)
+    if rays:
+        launch, ends = _counted(origins, directions, occupancy, step, jitter, near, grid_index)
+        launch(t_starts, ray_indices, room)
+    return ray_indices, t_starts, t_starts + step, ends
+
+
+def _counted(
+    origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor | None, near: float, grid_index: Tensor | None
+) -> tuple[Callable[[Tensor, Tensor, int], None], Tensor]:
+    """What writes the samples once there is room for them, and how many rays up to each one have together [rays]."""
+    rays, device = len(origins), origins.device
     jitter = torch.zeros(rays, device=device) if jitter is None else jitter.contiguous()
     grid_index = torch.zeros(rays, dtype=torch.int64, device=device) if grid_index is None else grid_index.contiguous()
-    grids = occupancy.contiguous().view(torch.uint8)
-    inputs = origins.contiguous(), directions.contiguous(), grids, grid_index, jitter
+    inputs = origins.contiguous(), directions.contiguous(), occupancy.contiguous().view(torch.uint8), grid_index, jitter
     counts = torch.empty(rays, dtype=torch.int64, device=device)
-    if not rays:
-        return counts, torch.empty(0, device=device), torch.empty(0, device=device)
     constants = {"CELLS": occupancy.shape[-1], "CHUNK": CHUNK, "num_warps": 1}
     with _backend.on(origins):
-        _march_kernel[(rays,)](*inputs, counts, None, None, None, step, near, FILL=False, **constants)
-        ends = counts.cumsum(0)
-        total = int(ends[-1])
-        t_starts, ray_indices = torch.empty(total, device=device), torch.empty(total, dtype=torch.int64, device=device)
-        _march_kernel[(rays,)](*inputs, counts, ends, t_starts, ray_indices, step, near, FILL=True, **constants)
-    return ray_indices, t_starts, t_starts + step
+        _march_kernel[(rays,)](*inputs, counts, None, None, None, step, near, 0, FILL=False, **constants)
+    ends = counts.cumsum(0)
+
+    def launch(t_starts: Tensor, ray_indices: Tensor, room: int) -> None:
+        with _backend.on(origins):
+            _march_kernel[(rays,)](*inputs, counts, ends, t_starts, ray_indices, step, near, room, FILL=True, **constants)
+
+    return launch, ends
