@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import functools
 import importlib.util
 import math
 import subprocess
@@ -25,7 +26,17 @@ import torch
 from torch import Tensor
 
 from instant_nk.geometry.neighbours import NearestPoints, nearest_by_tiles
-from instant_nk.kernels import _backend, blend_skinning, deep_network, field_network, hash_encoding, ray_sampling, volume_rendering
+from instant_nk.kernels import (
+    _backend,
+    blend_skinning,
+    deep_network,
+    field_network,
+    hash_encoding,
+    neus_opacity,
+    ray_loss,
+    ray_sampling,
+    volume_rendering,
+)
 from instant_nk.kernels.hash_encoding import reference as hash_reference
 from tests import parity
 
@@ -115,6 +126,8 @@ def check_parity(device: str) -> None:
             | parity.field_network_cases(size, 4, outputs=3)
             | parity.deep_network_cases(size)
             | parity.live_gradient_cases(size)
+            | parity.neus_opacity_cases(size)
+            | (parity.ray_loss_cases(size) if size else {})
         )
         for name, case in cases.items():
             worst[name] = max(worst.get(name, 0.0), *parity.check(case, device, "auto").values())
@@ -244,6 +257,26 @@ def time_rays(table: Table, size: int, device: str) -> None:
 
             table.add("march", backend, shape, "float32", samples, lambda: ray_sampling.march(*arguments))
             table.add("composite fwd+bwd", backend, shape, "float32", samples, composite)
+            sdf = (0.02 * torch.randn(samples, device=device)).requires_grad_()
+            gradient = torch.randn(samples, 3, device=device, requires_grad=True)
+            sharpness, lengths = torch.tensor(200.0, device=device, requires_grad=True), torch.full((samples,), 0.003, device=device)
+            facing = directions[ray_indices]
+
+            def opacity(sdf: Tensor = sdf, gradient: Tensor = gradient, sharpness: Tensor = sharpness, rest: Any = (facing, lengths)) -> Any:
+                alpha, normals, excess = neus_opacity.opacities(sdf, gradient, rest[0], rest[1], sharpness)
+                return torch.autograd.grad(alpha.sum() + normals.sum() + excess.sum(), [sdf, gradient, sharpness])
+
+            rgb, cover = torch.rand(rays, 3, device=device, requires_grad=True), torch.rand(rays, device=device, requires_grad=True)
+            seen = torch.rand(rays, 3, device=device), torch.rand(rays, device=device), torch.rand(rays, 3, device=device)
+
+            def losses(rgb: Tensor = rgb, cover: Tensor = cover, seen: Any = seen) -> Any:
+                colour, mask, _ = ray_loss.means(rgb, cover, *seen)
+                return torch.autograd.grad(colour + mask, [rgb, cover])
+
+            looking = functools.partial(volume_rendering.visible, sdf.detach(), ray_indices, rays, sharpness.detach(), 1e-3)
+            table.add("visible samples", backend, shape, "float32", samples, looking, replayed=device == "cuda" and backend == "triton")
+            table.add("NeuS opacity fwd+bwd", backend, shape, "float32", samples, opacity, replayed=device == "cuda")
+            table.add("ray loss fwd+bwd", backend, shape, "float32", rays, losses, replayed=device == "cuda")
 
 
 def time_skinning(table: Table, size: int, device: str) -> None:

@@ -30,18 +30,19 @@ from torch import Tensor
 
 from benchmarks.kernels import RESULTS, Table
 from instant_nk import config as schema
-from instant_nk.fitting import losses, window_files
+from instant_nk.fitting import window_files
 from instant_nk.fitting.ray_samples import Room, Samples
 from instant_nk.fitting.rays import Batch
 from instant_nk.fitting.trainer import How, mixed_precision
 from instant_nk.fitting.window_files import CanonicalField
 from instant_nk.fitting.window_fit import WindowFit
-from instant_nk.kernels import live_gradient
+from instant_nk.kernels import live_gradient, ray_loss
 from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.kernels.neus_opacity import opacities
 from instant_nk.models import deformation_graph
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.occupancy import cell_centres
-from instant_nk.models.renderer import composite, neus_alpha
+from instant_nk.models.renderer import composite
 from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.sdf_field import SdfField, hull_distance
 from instant_nk.models.warp import NodeMotion, Skeleton, to_canonical
@@ -221,10 +222,10 @@ def parts_of(fit: WindowFit, batch: Batch, s: Samples) -> list[Part]:
         return field.colour(surface, F.normalize(carried, dim=-1), s.directions, features), carried
 
     def see() -> tuple[Tensor, ...]:
-        alpha = neus_alpha(sdf, (s.directions * gradient).sum(-1), s.lengths, field.inv_std)
+        alpha, _, excess = opacities(sdf, gradient, s.directions, s.lengths, field.inv_std)
         seen = composite(alpha, rgb, torch.zeros_like(s.points), s.middle, s.ray, s.rays)
-        photometric = losses.photometric(seen.rgb, seen.opacity, batch.rgb, batch.alpha, torch.ones_like(batch.rgb))
-        return (photometric + losses.mask(seen.opacity, batch.alpha) + losses.eikonal(gradient).mean(),)
+        colour_loss, mask_loss, _ = ray_loss.means(seen.rgb, seen.opacity, batch.rgb, batch.alpha, torch.ones_like(batch.rgb))
+        return (colour_loss + mask_loss + excess.mean(),)
 
     layer = 2 * (4 + w4) * h4
     return [

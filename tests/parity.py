@@ -15,7 +15,18 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from instant_nk.kernels import _backend, blend_skinning, deep_network, field_network, hash_encoding, live_gradient, ray_sampling, volume_rendering
+from instant_nk.kernels import (
+    _backend,
+    blend_skinning,
+    deep_network,
+    field_network,
+    hash_encoding,
+    live_gradient,
+    neus_opacity,
+    ray_loss,
+    ray_sampling,
+    volume_rendering,
+)  # fmt: skip
 from tests import tolerances
 
 
@@ -126,6 +137,21 @@ def volume_rendering_cases(samples: int, rays: int, channels: int = 3) -> dict[s
         "accumulate": Case(volume_rendering.accumulate, {"weights": weights, "values": values}, ("weights", "values"), packed),
         "opacity": Case(volume_rendering.accumulate, {"weights": weights}, ("weights",), packed | {"values": None}),
     }
+
+
+def visibility(samples: int, rays: int, device: str, backend_name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What a backend and the float64 reference say can be seen, and where rounding may decide: weights near the bound, and beside those; bool [samples] each."""
+    generator = torch.Generator().manual_seed(samples)
+    ray_indices = packed_rays(samples, rays, generator)
+    sdf, sharp, least = 0.05 * torch.randn(samples, generator=generator), torch.tensor(80.0), 1e-2
+
+    def seen(bound: float) -> Tensor:
+        return volume_rendering.visible(sdf.double(), ray_indices, rays, sharp.double(), bound)
+
+    with backend(backend_name), poisoned():
+        found = [volume_rendering.visible(sdf.to(device), ray_indices.to(device), rays, value, least).cpu() for value in (sharp.to(device), float(sharp))]
+    assert torch.equal(*found)
+    return found[0], seen(least), seen(least * 0.999) != seen(least * 1.001)
 
 
 def marching(rays: int, device: str, backend_name: str) -> tuple[set, set, int]:
@@ -270,6 +296,31 @@ def deep_network_cases(samples: int, near: int = 9, features: int = 32, hidden: 
         f"{name} of {outputs} outputs": Case(deep_network.network, free | weights, tuple(wrt))
         for name, wrt in {"deep network": free | weights, "frozen deep network": free, "deep network of fixed samples": weights}.items()
     }
+
+
+def neus_opacity_cases(samples: int) -> dict[str, Case]:
+    """The ray meets the surface from before and from behind; with and without a sharpness that learns and an annealing that is a tensor."""
+    generator = torch.Generator().manual_seed(samples)
+    gradient = torch.randn(samples, 3, generator=generator)
+    directions = torch.nn.functional.normalize(torch.randn(samples, 3, generator=generator), dim=-1)
+    free = {"sdf": 0.02 * torch.randn(samples, generator=generator), "gradient": gradient}
+    fixed = {"directions": directions, "lengths": 0.05 * torch.rand(samples, generator=generator)}
+    free["sdf"][:1], fixed["lengths"][:1], gradient[:1] = 0.004, 0.04, -1.1 * directions[:1]  # where it is alone, not one of those whose terms cancel
+    learnt = {"inv_std": torch.tensor(40.0)}
+    return {
+        "sharpness learnt": Case(neus_opacity.opacities, free | learnt | fixed, (*free, *learnt), {"anneal": torch.tensor(0.3)}, tolerances.JACOBIAN),
+        "sharpness fixed": Case(neus_opacity.opacities, free | fixed, tuple(free), {"inv_std": 40.0, "anneal": 1.0}, tolerances.JACOBIAN),
+    }
+
+
+def ray_loss_cases(rays: int) -> dict[str, Case]:
+    """Opacities of which some are beyond what the logarithm is taken of, errors on either side of the Huber loss's corner."""
+    generator = torch.Generator().manual_seed(rays)
+    opacity = (1.2 * torch.rand(rays, generator=generator) - 0.1).clamp(0, 1)
+    free = {"rgb": torch.rand(rays, 3, generator=generator) * opacity[:, None], "opacity": opacity}
+    fixed = {"target": torch.rand(rays, 3, generator=generator), "alpha": torch.rand(rays, generator=generator).round(decimals=1)}
+    fixed["background"] = torch.rand(rays, 3, generator=generator)
+    return {"ray loss": Case(ray_loss.means, free | fixed, tuple(free))}
 
 
 def live_gradient_cases(samples: int) -> dict[str, Case]:

@@ -5,7 +5,7 @@ room for another order of summation (atomics) and for fine hash levels: the frac
 """
 
 GRADIENT = 2e-5  # forward and first derivatives of volume rendering and blend skinning
-JACOBIAN = 1e-4  # where the derivative of the skinning weights enters: differences of nearly equal terms
+JACOBIAN = 1e-4  # where the derivative of the skinning weights enters: differences of nearly equal terms; and of the logistics of a NeuS opacity, which differ by little
 HASH = 2e-4  # features, Jacobians and their gradients, which multiply that lost fraction by the resolution
 HALF_TABLE = 2e-3  # a float16 table with float32 sums, against the float64 encoding of the float32 table
 INVERSE = 1e-4  # gradients at the point where Newton stopped, which is known to its residual only

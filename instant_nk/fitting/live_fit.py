@@ -57,7 +57,7 @@ class LiveFit(NeusFit):
         super().__init__(fit, source, sdf, sdf.width, candidates, device, seed, title, how)
 
     def rehearsals(self) -> list[Call]:
-        return self.sdf.rehearsals() + self.colour.rehearsals()
+        return super().rehearsals() + self.sdf.rehearsals()
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         return self.sdf(points, frame)

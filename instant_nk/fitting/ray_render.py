@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from instant_nk.kernels.neus_opacity import opacities
 from instant_nk.kernels.ray_sampling import march
-from instant_nk.models.renderer import Rendered, composite, neus_alpha, visible_samples
+from instant_nk.kernels.volume_rendering import visible
+from instant_nk.models.renderer import Rendered, composite
 
 STEP_CELLS = 0.4  # sample spacing in cells of the occupancy grid
 KEEP_WEIGHT = 1e-3  # samples lighter than this are not shaded
@@ -51,10 +52,10 @@ def render_rays(field: Field, space: Space, posed: tuple[Tensor, ...], frame: Te
     middle = (start + end) * 0.5
     points = origins[ray] + directions[ray] * middle[:, None]
     sdf, seed = field.quick_sdf(space, points, frame[ray])
-    keep = visible_samples(sdf, ray, rays, field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]
+    keep = visible(sdf, ray, rays, field.inv_std, KEEP_WEIGHT).nonzero()[:, 0]
     ray, middle, lengths, points, seed = ray[keep], middle[keep], (end - start)[keep], points[keep], seed[keep]
     live = field.at(space, points, frame[ray], seed, directions[ray], *posed)
-    alpha = neus_alpha(live.sdf, (directions[ray] * live.gradient).sum(-1), lengths, field.inv_std)
+    alpha, normals, _ = opacities(live.sdf, live.gradient, directions[ray], lengths, field.inv_std)
     alpha = torch.where(live.converged, alpha, 0)
     along = middle * (directions[ray] @ axis)  # distance along the ray -> depth along the optical axis
-    return composite(alpha, live.rgb, F.normalize(live.gradient, dim=-1), along, ray, rays)
+    return composite(alpha, live.rgb, normals, along, ray, rays)

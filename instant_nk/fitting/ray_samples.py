@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instant_nk.kernels import neus_opacity, ray_loss, ray_sampling, volume_rendering
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.ray_sampling import PADDING, march, march_padded
-from instant_nk.models.renderer import visible_samples
+from instant_nk.kernels.volume_rendering import visible
+from instant_nk.models import renderer
 
 Distances = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
@@ -64,6 +67,21 @@ class Samples:
         return alpha if self.fits is None else torch.where(self.fits, alpha, 0)
 
 
+def rehearsals(cells: int, device: str, learnt: bool) -> list[Call]:
+    """What finding samples, compositing them and comparing them with images launches: see `kernels.ahead`.
+
+    Args:
+        cells: of the occupancy grid, per axis.
+        learnt: whether the sharpness is.
+    """
+    return (
+        ray_sampling.rehearsals(cells, device)
+        + volume_rendering.rehearsals(renderer.CHANNELS, device, learnt)
+        + neus_opacity.rehearsals(device, learnt)
+        + ray_loss.rehearsals(device)
+    )
+
+
 @torch.no_grad()
 def find(
     origins: Tensor,
@@ -92,7 +110,7 @@ def find(
         ray, start, end = march(origins, directions, occupied, spacing, jitter, grid_index=grid)
         points, at = origins[ray] + directions[ray] * ((start + end) * 0.5)[:, None], frame[ray]
         distance, seed = distances(points, at)
-        kept = visible_samples(distance, ray, len(origins), inv_std, least).nonzero()[:, 0]
+        kept = visible(distance, ray, len(origins), inv_std, least).nonzero()[:, 0]
         middle, lengths, row = ((start + end) * 0.5)[kept], (end - start)[kept], ray[kept]
         return Samples(row, row, points[kept], directions[row], at[kept], middle, lengths, _of(seed, kept), len(origins), len(ray), len(kept))
     return _find_padded(origins, directions, frame, jitter, occupied, spacing, distances, inv_std, least, room, grid)
@@ -108,7 +126,7 @@ def _find_padded(
     given, middle = ray.clamp_max(rays - 1), (start + end) * 0.5
     points, at = origins[given] + directions[given] * middle[:, None], frame[given]
     distance, seed = distances(points, at)
-    seen = visible_samples(distance, ray, rays + room.marched // PADDING + 1, inv_std, least) & (ray < rays)
+    seen = visible(distance, ray, rays + room.marched // PADDING + 1, inv_std, least) & (ray < rays)
     count = seen.sum()
     rows = seen.nonzero_static(size=room.kept, fill_value=0)[:, 0]  # padding repeats the first sample
     row, number = given[rows], torch.arange(room.kept, device=device)

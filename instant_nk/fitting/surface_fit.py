@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from instant_nk.fitting import losses, schedules
+from instant_nk.fitting import ray_samples, schedules
 from instant_nk.fitting.monitor import middle_view, side_by_side
 from instant_nk.fitting.ray_samples import Room, Samples, find
 from instant_nk.fitting.rays import Batch, PixelSource
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
+from instant_nk.kernels import ray_loss
 from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.kernels.neus_opacity import opacities
 from instant_nk.models.colour_field import ColourField
 from instant_nk.models.live_field import LiveColours, LiveGrid
 from instant_nk.models.occupancy import dilate, near_surface
-from instant_nk.models.renderer import composite, neus_alpha
+from instant_nk.models.renderer import composite
 from instant_nk.models.sdf_field import SdfField, Sharpness, hull_distance
 
 STEP_CELLS = 0.4  # sample spacing in occupancy cells
@@ -94,6 +96,9 @@ class NeusFit(Trainer):
         self.occupied = torch.zeros_like(candidates)
         self.update_grid()
 
+    def rehearsals(self) -> list[Call]:
+        return self.colour.rehearsals() + ray_samples.rehearsals(self.occupied.shape[-1], self.device, True)
+
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         """Signed distance [N] at scene points [N, 3], at the source's frame indices [N]."""
         raise NotImplementedError
@@ -136,18 +141,15 @@ class NeusFit(Trainer):
     def lesson(self, samples: Samples, batch: Batch, background: Tensor, numbers: Mapping[str, Any]) -> dict[str, Tensor]:
         config = self.config
         sdf, gradient, features = self.surface_at(samples.points, samples.frame)
-        normals = torch.nn.functional.normalize(gradient, dim=-1)
         inv_std = self.sharpness()
-        alpha = neus_alpha(sdf, (samples.directions * gradient).sum(-1), samples.lengths, inv_std, numbers["anneal"])
+        alpha, normals, excess = opacities(sdf, gradient, samples.directions, samples.lengths, inv_std, numbers["anneal"])
         rgb = self.colour(samples.points, normals, samples.directions, features)
         seen = composite(alpha, rgb, normals, samples.middle, samples.ray, samples.rays)
         rgb, opacity = seen.rgb[: len(batch.rgb)], seen.opacity[: len(batch.rgb)]
-        colour_loss = losses.photometric(rgb, opacity, batch.rgb, batch.alpha, background)
-        mask_loss = losses.mask(opacity, batch.alpha)
-        eikonal = samples.mean(losses.eikonal(gradient)) if len(sdf) else colour_loss * 0
+        colour_loss, mask_loss, error = ray_loss.means(rgb, opacity, batch.rgb, batch.alpha, background)
+        eikonal = samples.mean(excess) if len(sdf) else colour_loss * 0
         loss = colour_loss + config.mask_weight * mask_loss + config.eikonal_weight * eikonal + self.further_loss()
         loss.backward()
-        error = ((rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean()
         return {"loss": loss.detach(), "mse": error, "eikonal": eikonal.detach(), "inv_std": inv_std.detach()}
 
     def picture(self) -> np.ndarray:
@@ -214,7 +216,7 @@ class SurfaceFit(NeusFit):
         super().__init__(config, source, sdf, config.spec.width, candidates_of(hull, config.occupancy_resolution, device), device, seed, title, how)
 
     def rehearsals(self) -> list[Call]:
-        return self.sdf.rehearsals(to_table=True, to_x=False) + self.colour.rehearsals()
+        return super().rehearsals() + self.sdf.rehearsals(to_table=True, to_x=False)
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         return self.sdf(points)

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from instant_nk.config import FieldConfig
-from instant_nk.fitting import losses
+from instant_nk.fitting import ray_samples
 from instant_nk.fitting.monitor import middle_view, side_by_side
 from instant_nk.fitting.ray_samples import Room, Samples, find
 from instant_nk.fitting.rays import Batch, PixelSource
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
+from instant_nk.kernels import ray_loss
 from instant_nk.kernels.ahead import Call
-from instant_nk.models.renderer import composite, neus_alpha
+from instant_nk.kernels.neus_opacity import opacities
+from instant_nk.models.renderer import composite
 from instant_nk.models.rig_correction import RigCorrection
 from instant_nk.models.window_field import LiveSamples, WindowField
 
@@ -104,30 +106,31 @@ class WindowFit(Trainer):
             origins, directions = self.rig.rays(batch.origins[samples.row], batch.directions[samples.row], batch.camera[samples.row])
             points = origins + directions * samples.middle[:, None]
         live = field.at(self.space, points, samples.frame, samples.seed, directions, rotations, translations)
-        alpha = neus_alpha(live.sdf, (directions * live.gradient).sum(-1), samples.lengths, field.inv_std)
+        alpha, _, excess = opacities(live.sdf, live.gradient, directions, samples.lengths, field.inv_std)
         alpha = torch.where(live.converged, alpha, 0)
         seen = composite(alpha, live.rgb, torch.zeros_like(live.gradient), samples.middle, samples.ray, samples.rays)
         rgb, opacity = seen.rgb[: len(batch.rgb)], seen.opacity[: len(batch.rgb)]
         if config.exposure:
             rgb = rgb * self.rig.gains()[batch.camera]
+        colour_loss, mask_loss, error = ray_loss.means(rgb, opacity, batch.rgb, batch.alpha, background)
         rigidity = field.skeleton.rigidity(rotations, translations, self.registered)
         loss = (
-            losses.photometric(rgb, opacity, batch.rgb, batch.alpha, background)
-            + config.mask_weight * losses.mask(opacity, batch.alpha)
+            colour_loss
+            + config.mask_weight * mask_loss
             + config.rigidity_weight * rigidity
-            + self._regularity(live, samples)
+            + self._regularity(live, excess, samples)
             + (LIGHT_WEIGHT * field.light.penalty() if field.light else 0.0)
         )  # fmt: skip
         loss.backward()
         self.unconverged.lerp_(samples.mean((~live.converged).float()), 0.05)
         return {
             "loss": loss.detach(),
-            "mse": ((rgb - batch.rgb * batch.alpha[:, None]).detach() ** 2).mean(),
+            "mse": error,
             "rigidity": rigidity.detach(),
             "residual": samples.mean(live.residual.detach().abs().mean(-1)) / field.residual.bound,
         }
 
-    def _regularity(self, live: LiveSamples, samples: Samples) -> Tensor:
+    def _regularity(self, live: LiveSamples, excess: Tensor, samples: Samples) -> Tensor:
         """Small, smooth in time, elastic and unit-gradient: what the residual owes; lengths in units of its bound."""
         config, field = self.config, self.field
         bound = field.residual.bound
@@ -135,7 +138,7 @@ class WindowFit(Trainer):
         loss = config.residual_weight * samples.mean((live.residual**2).sum(-1)) / bound**2
         loss = loss + config.temporal_weight * samples.mean(((live.residual - earlier) ** 2).sum(-1)) / bound**2
         loss = loss + config.elastic_weight * samples.mean((live.stretch**2).sum((-1, -2)))
-        loss = loss + config.eikonal_weight * samples.mean(losses.eikonal(live.gradient))
+        loss = loss + config.eikonal_weight * samples.mean(excess)
         if config.refine_motion and field.frames > 2:
             correction = field.motion.shift * field.motion.free
             jolt = correction[2:] - 2 * correction[1:-1] + correction[:-2]
@@ -146,7 +149,7 @@ class WindowFit(Trainer):
         return side_by_side(self.source, self.field, self.space, self.field.posed(), middle_view(self.source))
 
     def rehearsals(self) -> list[Call]:
-        return self.field.rehearsals()
+        return self.field.rehearsals() + ray_samples.rehearsals(self.grid_resolution, self.device, False)
 
     def extra(self) -> dict[str, Tensor]:
         return {"unconverged": self.unconverged}

@@ -31,6 +31,8 @@ OFFERS = {  # kernel folder: backends it has code for
     "field_network": ("reference", "triton"),
     "deep_network": ("reference", "triton"),
     "live_gradient": ("reference", "triton"),
+    "neus_opacity": ("reference", "triton"),
+    "ray_loss": ("reference", "triton"),
 }
 
 _selected = "auto"

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -35,6 +36,19 @@ def store3(base, n, a, b, c, live):
     tl.store(base + n * 3, a, mask=live)
     tl.store(base + n * 3 + 1, b, mask=live)
     tl.store(base + n * 3 + 2, c, mask=live)
+
+
+@triton.jit
+def number(value, at, IN_MEMORY: tl.constexpr):
+    """A number that is an argument, or lies in memory where the host has not looked at it: see `number_of`."""
+    if IN_MEMORY:
+        value = tl.load(at)
+    return value
+
+
+def number_of(value: float | Tensor, where: Tensor) -> tuple[float, Tensor, bool]:
+    """The arguments of `number` for a number, or a tensor [] on the device; `where` is any tensor there."""
+    return (0.0, value, True) if isinstance(value, Tensor) else (float(value), where, False)
 
 
 @cache

@@ -7,21 +7,47 @@ compiled, in this process or in Triton's cache on disk, costs nothing.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from instant_nk.kernels import _backend
 
+logger = logging.getLogger(__name__)
+
+WORTH_SAYING = 2.0  # seconds of compiling
 Call = Callable[[], object]
 
 
 def compile_side_by_side(calls: Sequence[Call], device: torch.device) -> None:
     """Make each call once, all at the same time, and wait for them; nothing where the kernels are not Triton's on a GPU."""
-    if device.type != "cuda" or _backend.describe(device.type) != "triton":
+    with compiling(calls, device):
+        pass
+
+
+@contextlib.contextmanager
+def compiling(calls: Sequence[Call], device: torch.device) -> Iterator[None]:
+    """Make each call once, all at the same time, beside what is done within; on leaving, wait for them. See `compile_side_by_side`."""
+    if device.type != "cuda" or _backend.describe(device.type) != "triton" or not calls:
+        yield
         return
+    start, seconds = time.perf_counter(), {}
+
+    def timed(call: Call) -> None:
+        began = time.perf_counter()
+        call()
+        seconds[call.__qualname__] = time.perf_counter() - began
+
     with ThreadPoolExecutor(max(1, min(len(calls), os.cpu_count() or 1))) as pool:
-        for made in [pool.submit(call) for call in calls]:
-            made.result()
+        made = [pool.submit(timed, call) for call in calls]
+        yield
+        for one in made:
+            one.result()
+    if (whole := time.perf_counter() - start) > WORTH_SAYING:
+        slowest = max(seconds, key=seconds.get)
+        logger.info("kernels=%d compiled_s=%.1f slowest=%s slowest_s=%.1f; the next run finds them compiled", len(calls), whole, slowest, seconds[slowest])

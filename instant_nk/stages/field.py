@@ -17,6 +17,7 @@ from instant_nk.io import artifact, checkpoint
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import graph as graph_io
 from instant_nk.io.dataset import Dataset
+from instant_nk.kernels.ahead import compiling
 from instant_nk.layout import Job
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,8 @@ def run(job: Job) -> None:
     config, dataset = job.config.field, dataset_io.load(job.paths.manifest)
     frames = window_files.window_frames(dataset, job.part)
     torch.manual_seed(job.config.runtime.seed)
-    source = PixelSource(dataset, frames, config.max_pixels, job.device)
     train = train_deform if config.dyna_mode == "deform" else train_live
-    numbers = train(job, dataset, frames, source)
+    numbers = train(job, dataset, frames)
     _partial(job).unlink(missing_ok=True)
     artifact.save_json(job.paths.field(job.part).with_suffix(".json"), {**measure.numbers(), "frames": frames, "dyna_mode": config.dyna_mode, **numbers})
 
@@ -43,12 +43,14 @@ def _header(job: Job, inputs: dict[str, str]) -> dict:
     return artifact.make_header("checkpoint", checkpoint.FORMAT, "field", layout.stage_config(job.config, "field"), inputs)
 
 
-def train_deform(job: Job, dataset: Dataset, frames: list[int], source: PixelSource) -> dict:
+def train_deform(job: Job, dataset: Dataset, frames: list[int]) -> dict:
     """The residual deformation of the canonical surface; returns its numbers."""
     config = job.config.field
     spec = window_files.residual_spec(config, len(frames))
     bound = config.residual_bound * graph_io.load(job.paths.graph).spacing
     field, canonical = window_files.new_field(job.paths, dataset, job.part, spec, bound, job.device, config.appearance)
+    with compiling(field.rehearsals(), torch.device(job.device)):
+        source = PixelSource(dataset, frames, config.max_pixels, job.device)
     logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), nodes=len(field.skeleton.nodes), inv_std=canonical.inv_std))
     header = _header(job, window_files.inputs_of(job.paths))
     how = how_of(job, job.paths.field(job.part), f"field_{job.part}")
@@ -64,9 +66,10 @@ def train_deform(job: Job, dataset: Dataset, frames: list[int], source: PixelSou
     }
 
 
-def train_live(job: Job, dataset: Dataset, frames: list[int], source: PixelSource) -> dict:
+def train_live(job: Job, dataset: Dataset, frames: list[int]) -> dict:
     """A field in live space, as fine as the canonical one; returns its numbers."""
     config = job.config.field
+    source = PixelSource(dataset, frames, config.max_pixels, job.device)
     logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), dyna_mode=config.dyna_mode))
     logger.warning("%s", window_files.untracked(config.dyna_mode))
     header = _header(job, window_files.live_inputs_of(job.paths))

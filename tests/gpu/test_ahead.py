@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import window_step
+from instant_nk.fitting.surface_fit import SurfaceFit, SurfaceFitConfig
+from instant_nk.fitting.trainer import How
+from instant_nk.fitting.window_fit import WindowFit
 from instant_nk.kernels import blend_skinning
 from instant_nk.kernels.ahead import compile_side_by_side
 from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.models.occupancy import cell_centres
 from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.sdf_field import SdfField
 
@@ -57,4 +62,31 @@ def test_a_residual_that_rehearsed_compiles_nothing_more(compiled):
     x, tau = torch.rand(100, 3, device="cuda", requires_grad=True), torch.rand(100, device="cuda")
     sum(part.sum() for part in residual.with_jacobian(x, tau)).backward()
     residual(x.detach(), tau).sum().backward()
+    assert compiled[before:] == []
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_window_that_rehearsed_compiles_nothing_more(compiled, recorded):
+    sizes = window_step.sizes_of(small=True)
+    field, resolution = window_step.make_field(sizes, "cuda")
+    rays = window_step.Rays(field, field.live_space(resolution), sizes.cameras)
+    fit = WindowFit(sizes.config.field, field, rays, resolution, "cuda", 0, "test", How(recorded=recorded))
+    compile_side_by_side(fit.rehearsals(), torch.device("cuda"))
+    before = len(compiled)
+    for _ in range(14):
+        fit.step()
+    assert compiled[before:] == []
+
+
+def test_a_surface_that_rehearsed_compiles_nothing_more(compiled):
+    sizes = window_step.sizes_of(small=True)
+    field, resolution = window_step.make_field(sizes, "cuda")
+    rays = window_step.Rays(field, field.live_space(resolution), sizes.cameras)
+    hull = (window_step.capsule(cell_centres(24)) < 0.1).reshape(24, 24, 24).numpy()
+    config = SurfaceFitConfig(200, 6000, HashSpec.geometric(5, 4, 10, 4, 30), 16, 24, 1e-2, 0.05, 0.2)
+    fit = SurfaceFit(config, rays, hull, "cuda", 0, "test", how=How(recorded=True))
+    compile_side_by_side(fit.rehearsals(), torch.device("cuda"))
+    before = len(compiled)
+    for _ in range(14):
+        fit.step()
     assert compiled[before:] == []

@@ -66,6 +66,19 @@ def test_the_live_gradient_agrees_with_the_reference(samples, strided):
         parity.check(case, "cuda", "triton", strided)
 
 
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("samples", SIZES)
+def test_opacities_and_losses_agree_with_the_reference(samples, strided):
+    for case in (parity.neus_opacity_cases(samples) | (parity.ray_loss_cases(samples) if samples else {})).values():
+        parity.check(case, "cuda", "triton", strided)
+
+
+@pytest.mark.parametrize("samples", SIZES)
+def test_what_can_be_seen_agrees_with_the_reference(samples):
+    found, truth, border = parity.visibility(samples, samples // 30 + 1, "cuda", "triton")
+    assert not bool(((found != truth) & ~border).any()) and int(border.sum()) <= 0.02 * samples + 2
+
+
 @pytest.mark.parametrize(
     "case", [parity.field_network_cases(20000, 4, outputs=3)["network of 3 outputs"], parity.deep_network_cases(20000)["deep network of 3 outputs"]]
 )

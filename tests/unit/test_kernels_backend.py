@@ -15,7 +15,7 @@ from tests import parity
 
 def test_importing_the_kernels_imports_neither_triton_nor_tinycudann_nor_numba():
     program = (
-        "import sys; from instant_nk.kernels import hash_encoding, blend_skinning, deep_network, field_network, live_gradient, ray_sampling, volume_rendering; "
+        "import sys; from instant_nk.kernels import hash_encoding, blend_skinning, deep_network, field_network, live_gradient, neus_opacity, ray_loss, ray_sampling, volume_rendering; "
         "print([m for m in ('triton', 'tinycudann', 'numba') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -44,8 +44,40 @@ for rays in (0, 1, 63):
 """
 
 
+SEEING = """
+for samples, rays in ((0, 3), (1, 1), (63, 5), (700, 9)):
+    found, truth, border = parity.visibility(samples, rays, "cpu", "triton")
+    assert not bool(((found != truth) & ~border).any()) and int(border.sum()) <= 0.02 * samples + 2
+"""
+
+LEARNING = """
+for samples in (1, 63, 300):
+    for case in (parity.neus_opacity_cases(samples) | parity.ray_loss_cases(samples)).values():
+        parity.check(case, "cpu", "triton")
+        parity.check(case, "cpu", "triton", strided=True)
+for case in parity.neus_opacity_cases(0).values():
+    parity.check(case, "cpu", "triton")
+"""
+
+PADDED = """
+import torch
+from instant_nk.kernels import ray_sampling
+generator = torch.Generator().manual_seed(0)
+origins = 2.5 * torch.nn.functional.normalize(torch.randn(50, 3, generator=generator), dim=1)
+directions = torch.nn.functional.normalize(0.3 * torch.randn(50, 3, generator=generator) - origins, dim=1)
+occupied = torch.rand(2, 12, 12, 12, generator=generator) > 0.6
+grid = torch.arange(50) % 2
+for room in (1, 200, 5000):
+    with parity.backend("triton"), parity.poisoned():
+        found = ray_sampling.march_padded(origins, directions, occupied, 0.03, room, grid_index=grid)
+    with parity.backend("reference"):
+        wanted = ray_sampling.march_padded(origins, directions, occupied, 0.03, room, grid_index=grid)
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[3], wanted[3]) and len(found[0]) == room
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[1:3], wanted[1:3]))
+"""
+
 REHEARSALS = """
-from instant_nk.kernels import blend_skinning, deep_network, field_network, hash_encoding, live_gradient
+from instant_nk.kernels import blend_skinning, deep_network, field_network, hash_encoding, live_gradient, neus_opacity, ray_loss, ray_sampling, volume_rendering
 from instant_nk.kernels.hash_encoding import HashSpec
 for dims, features in ((3, 2), (4, 2), (3, 1)):
     spec = HashSpec(dims, features, 8, ((3,) * dims, (5,) * dims))
@@ -56,7 +88,9 @@ for dims, features in ((3, 2), (4, 2), (3, 1)):
             call()
 networks = field_network.rehearsals(4, 6, 16, 3, "cpu", True, True, True) + field_network.rehearsals(3, 6, 16, 1, "cpu", False, True, False)
 networks += field_network.rehearsals(4, 6, 16, 3, "cpu", False, True, True, gradient=False) + deep_network.rehearsals(9, 6, 16, 3, "cpu", True, True, True)
-for call in blend_skinning.rehearsals(4, "cpu") + networks + live_gradient.rehearsals("cpu"):
+rest = ray_sampling.rehearsals(8, "cpu") + volume_rendering.rehearsals(8, "cpu", True) + volume_rendering.rehearsals(3, "cpu", False)
+rest += live_gradient.rehearsals("cpu") + neus_opacity.rehearsals("cpu", True) + neus_opacity.rehearsals("cpu", False) + ray_loss.rehearsals("cpu")
+for call in blend_skinning.rehearsals(4, "cpu") + networks + rest:
     call()
 """
 
@@ -83,7 +117,7 @@ for samples in (0, 1, 63, 300):
 
 PROGRAMS = {
     "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK,
-    "deep_network": DEEP, "live_gradient": CARRYING, "rehearsals": REHEARSALS,
+    "deep_network": DEEP, "live_gradient": CARRYING, "visible": SEEING, "padded": PADDED, "neus_opacity and ray_loss": LEARNING, "rehearsals": REHEARSALS,
 }  # fmt: skip
 
 

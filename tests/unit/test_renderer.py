@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from instant_nk.kernels.volume_rendering import render_weights
-from instant_nk.models.renderer import composite, neus_alpha, visible_samples
+from instant_nk.kernels.neus_opacity.reference import alpha_of
+from instant_nk.kernels.volume_rendering import render_weights, visible
+from instant_nk.models.renderer import composite
 from tests.unit.neural_fixtures import ball
 
 
@@ -26,14 +27,14 @@ def test_the_opacity_of_a_plane_is_the_known_one_whatever_step_and_angle(samples
     inv_std = torch.tensor(20.0, dtype=torch.float64)
     t, sdf, cosine, lengths = ray_through_plane(samples, -0.3, 0.05, cos)
     left = torch.sigmoid(0.05 * cos * inv_std) / torch.sigmoid(-0.3 * cos * inv_std)
-    assert opacity(neus_alpha(sdf, cosine, lengths, inv_std)).item() == pytest.approx(
+    assert opacity(alpha_of(sdf, cosine, lengths, inv_std)).item() == pytest.approx(
         1 - left.item(), abs=1e-4 + 1e-5 * samples
     )  # 1e-5 a sample keeps the division safe
 
 
 def test_a_sharp_plane_is_opaque_and_lies_where_it_is():
     t, sdf, cos, lengths = ray_through_plane()
-    alpha = neus_alpha(sdf, cos, lengths, torch.tensor(200.0, dtype=torch.float64))
+    alpha = alpha_of(sdf, cos, lengths, torch.tensor(200.0, dtype=torch.float64))
     rendered, weights = _composite(alpha, t)
     assert rendered.opacity.item() == pytest.approx(1, abs=1e-4)
     assert rendered.depth.item() == pytest.approx(0, abs=4e-3)
@@ -49,20 +50,20 @@ def _composite(alpha, t):
 
 def test_a_surface_seen_from_behind_is_transparent():
     t, sdf, cos, lengths = ray_through_plane(cos=0.7)
-    assert opacity(neus_alpha(sdf[200:], cos[200:], lengths[200:], torch.tensor(200.0, dtype=torch.float64))) < 5e-3
+    assert opacity(alpha_of(sdf[200:], cos[200:], lengths[200:], torch.tensor(200.0, dtype=torch.float64))) < 5e-3
 
 
 def test_early_in_training_a_surface_seen_from_behind_still_gets_gradients():
     sdf = torch.zeros(1, requires_grad=True)
     for anneal, expected in ((0.0, True), (1.0, False)):
-        alpha = neus_alpha(sdf, torch.tensor([0.5]), torch.tensor([0.1]), torch.tensor(30.0), anneal)
+        alpha = alpha_of(sdf, torch.tensor([0.5]), torch.tensor([0.1]), torch.tensor(30.0), anneal)
         (gradient,) = torch.autograd.grad(alpha.sum(), sdf)
         assert (gradient.abs().item() > 1e-3) == expected
 
 
 def test_opacity_stays_between_zero_and_one():
     sdf, cos = torch.randn(1000) * 3, torch.rand(1000) * 2 - 1
-    alpha = neus_alpha(sdf, cos, torch.rand(1000), torch.tensor(500.0))
+    alpha = alpha_of(sdf, cos, torch.rand(1000), torch.tensor(500.0))
     assert alpha.min() >= 0 and alpha.max() <= 1 and torch.isfinite(alpha).all()
 
 
@@ -71,7 +72,7 @@ def test_opacity_gradients_agree_with_finite_differences():
     cos = torch.linspace(-1, -0.1, 20, dtype=torch.float64, requires_grad=True)
     inv_std = torch.tensor(30.0, dtype=torch.float64, requires_grad=True)
     lengths = torch.full((20,), 0.02, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda s, c, i: neus_alpha(s, c, lengths, i, 0.4), (sdf, cos, inv_std))
+    assert torch.autograd.gradcheck(lambda s, c, i: alpha_of(s, c, lengths, i, 0.4), (sdf, cos, inv_std))
 
 
 def test_compositing_gives_the_known_colour_depth_and_normal():
@@ -100,9 +101,9 @@ def rays_at_a_ball(rays=300, step=0.0125):
 @pytest.mark.parametrize("inv_std", [64.0, 300.0, 1500.0])
 def test_all_samples_that_carry_weight_are_kept(inv_std):
     points, rays, lengths, cos = rays_at_a_ball()
-    alpha = neus_alpha(ball(points), cos, lengths, torch.tensor(inv_std))
+    alpha = alpha_of(ball(points), cos, lengths, torch.tensor(inv_std))
     weights, _ = render_weights(alpha, rays, 300)
-    keep = visible_samples(ball(points), rays, 300, inv_std, 5e-4)
+    keep = visible(ball(points), rays, 300, inv_std, 5e-4)
     assert weights[~keep].max() < 1e-3
     lost = torch.zeros(300).index_add(0, rays[~keep], weights[~keep])
     assert lost.max() < 0.01 and lost.mean() < 5e-3
@@ -111,7 +112,7 @@ def test_all_samples_that_carry_weight_are_kept(inv_std):
 
 def test_what_lies_behind_an_opaque_surface_is_dropped():
     points, rays, _, _ = rays_at_a_ball()
-    keep = visible_samples(ball(points), rays, 300, 300.0, 5e-4)
+    keep = visible(ball(points), rays, 300, 300.0, 5e-4)
     through = points[:, :2].norm(dim=1) < 0.4
     assert not keep[through & (points[:, 2] > 0)].any()
 
@@ -119,10 +120,10 @@ def test_what_lies_behind_an_opaque_surface_is_dropped():
 def test_one_rays_samples_do_not_decide_over_the_next_ray():
     """The last sample of a ray lies outside, the next ray begins inside: no surface between them."""
     sdf, rays = torch.tensor([0.3, 0.2, -0.2, -0.3]), torch.tensor([0, 0, 1, 1])
-    assert not visible_samples(sdf, rays, 2, 200.0, 1e-3)[:2].any()
+    assert not visible(sdf, rays, 2, 200.0, 1e-3)[:2].any()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2])
 def test_few_samples_are_no_special_case(samples):
-    keep = visible_samples(torch.linspace(0.1, -0.1, 5)[:samples], torch.zeros(samples, dtype=torch.int64), 1, 100.0, 1e-3)
+    keep = visible(torch.linspace(0.1, -0.1, 5)[:samples], torch.zeros(samples, dtype=torch.int64), 1, 100.0, 1e-3)
     assert keep.shape == (samples,) and keep.dtype == torch.bool

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from instant_nk.kernels import _backend, _checks
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.ray_sampling import reference
 
 OP = "ray_sampling"
@@ -74,6 +75,19 @@ def march_padded(
         if hasattr(ops, "march_padded"):
             return ops.march_padded(origins, directions, occupancy, step, jitter, near, grid_index, room, PADDING)
         return reference.padded(*ops.march(origins, directions, occupancy, step, jitter, near, grid_index), len(origins), step, room, PADDING)
+
+
+def rehearsals(cells: int, device: torch.device | str) -> list[Call]:
+    """A march of a single ray through an empty grid of `cells` per axis, which launches each Triton kernel: see `kernels.ahead`."""
+    origin, direction = torch.zeros(1, 3, device=device), torch.ones(1, 3, device=device)
+    empty = torch.zeros(cells, cells, cells, dtype=torch.bool, device=device)
+
+    def padded() -> None:
+        from instant_nk.kernels.ray_sampling import triton as ops
+
+        ops.march_padded(origin, direction, empty, 0.5, None, 0.0, None, PADDING, PADDING)
+
+    return [padded]
 
 
 def _ops_for(origins: Tensor, directions: Tensor, occupancy: Tensor, step: float, jitter: Tensor | None, grid_index: Tensor | None) -> ModuleType:

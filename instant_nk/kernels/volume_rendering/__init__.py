@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from instant_nk.kernels import _backend, _checks
+from instant_nk.kernels.ahead import Call
 from instant_nk.kernels.volume_rendering import reference
 
 OP = "volume_rendering"
@@ -42,6 +43,29 @@ def render_weights(alphas: Tensor, ray_indices: Tensor, n_rays: int) -> tuple[Te
     return _RenderWeights.apply(alphas, ray_indices, n_rays, compiled)
 
 
+def visible(sdf: Tensor, ray_indices: Tensor, n_rays: int, inv_std: float | Tensor, least: float) -> Tensor:
+    """Samples whose weight can exceed `least`, told from distances alone: the next sample of the ray gives the slope. And their neighbours along the ray.
+
+    Args:
+        sdf: signed distance at each sample, scene units. Float [samples].
+        ray_indices: ray of each sample, ascending, in [0, n_rays). Int64 [samples].
+        n_rays: number of rays, with or without samples.
+        inv_std: sharpness of the surface. A number, or a tensor [].
+        least: weight, in [0, 1].
+
+    Returns:
+        Bool [samples]; carries no gradient.
+    """
+    _checks.tensor(OP, "sdf", sdf, ("samples",))
+    _checks.tensor(OP, "ray_indices", ray_indices, (sdf.shape[0],), _checks.INTEGERS, like=sdf)
+    with torch.no_grad():
+        if _backend.choose(OP, sdf) == "triton":
+            from instant_nk.kernels.volume_rendering import triton as ops
+
+            return ops.visible(sdf, ray_indices, n_rays, inv_std, least)
+        return reference.visible(sdf, ray_indices, n_rays, inv_std, least, render_weights)
+
+
 def accumulate(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_rays: int) -> Tensor:
     """Sum over each ray of weight times value: composited colour, depth, or opacity.
 
@@ -62,6 +86,34 @@ def accumulate(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_ra
     if compiled is None:
         return reference.accumulate(weights, values, ray_indices, n_rays)
     return _Accumulate.apply(weights, values, ray_indices, n_rays, compiled)
+
+
+def rehearsals(channels: int, device: torch.device | str, learnt: bool) -> list[Call]:
+    """One launch, on a single sample, of each Triton kernel behind compositing `channels` and its gradients, and behind `visible`: see `kernels.ahead`.
+
+    Args:
+        learnt: whether `visible` is told the sharpness as a tensor.
+    """
+    alpha, ray, values = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, channels, device=device)
+
+    def weights() -> None:
+        from instant_nk.kernels.volume_rendering import triton as ops
+
+        ops.render_weights(alpha, ray, 1)
+        ops.render_weights_grad(alpha, alpha, ray, 1, alpha, alpha)
+
+    def sums() -> None:
+        from instant_nk.kernels.volume_rendering import triton as ops
+
+        ops.accumulate(alpha, values, ray, 1)
+        ops.accumulate_grad(alpha, values, ray, values)
+
+    def seen() -> None:
+        from instant_nk.kernels.volume_rendering import triton as ops
+
+        ops.visible(alpha, ray, 1, torch.ones((), device=device) if learnt else 1.0, 0.5)
+
+    return [weights, sums, seen]
 
 
 def _compiled(*tensors: Tensor) -> ModuleType | None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+LEAST_LIGHT = 1e-3  # transmittance behind which nothing is seen
+Weights = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def render_weights(alphas: Tensor, ray_indices: Tensor, n_rays: int) -> tuple[Tensor, Tensor]:
@@ -28,6 +33,22 @@ def accumulate(weights: Tensor, values: Tensor, ray_indices: Tensor, n_rays: int
     """Sum of w_i v_i over the samples of each ray, [rays, channels]."""
     terms = weights[:, None] * values
     return terms.new_zeros(n_rays, terms.shape[1]).index_add(0, ray_indices, terms)
+
+
+def visible(sdf: Tensor, ray_indices: Tensor, n_rays: int, inv_std: float | Tensor, least: float, weights_of: Weights) -> Tensor:
+    """Mask of samples that can weigh more than `least`, and of those beside them; `weights_of` is `render_weights` by any backend."""
+    same = ray_indices[1:] == ray_indices[:-1]
+    forward = torch.where(same, sdf[1:], sdf[:-1])
+    before = torch.sigmoid(sdf * inv_std)
+    after = torch.cat([torch.sigmoid(forward * inv_std), before[-1:]]) if len(sdf) else before
+    alpha = ((before - after) / (before + 1e-5)).clamp(0, 1)
+    weights, transmittance = weights_of(alpha, ray_indices, n_rays)
+    keep = (weights > least) & (transmittance > LEAST_LIGHT)
+    # the neighbours too: the slope there decides how much of the step a sample takes
+    wide = keep.clone()
+    wide[1:] |= keep[:-1] & same
+    wide[:-1] |= keep[1:] & same
+    return wide
 
 
 def _position_in_ray(ray_indices: Tensor, n_rays: int) -> Tensor:

@@ -8,9 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
+from instant_nk.kernels._triton_memory import number, number_of
+from instant_nk.kernels.volume_rendering import reference
 
 CHUNK = 32  # samples of a ray at once
 SAMPLES = 256  # samples per program where rays do not matter
+LEAST_LIGHT = tl.constexpr(reference.LEAST_LIGHT)
 
 
 @triton.jit
@@ -80,6 +83,54 @@ def _accumulate_grad_kernel(
     w = tl.load(weights + i, mask=i < n_samples, other=0.0)
     tl.store(grad_values + i * CHANNELS + channel, g * w, mask=inside)
     tl.store(grad_weights + i, tl.sum(g * v, axis=1, keep_dims=True), mask=i < n_samples)
+
+
+@triton.jit
+def _rise(here, there, sharp):
+    """Opacity between two distances along a ray."""
+    before = tl.sigmoid(here * sharp)
+    return tl.minimum(tl.maximum((before - tl.sigmoid(there * sharp)) / (before + 1e-5), 0.0), 1.0)
+
+
+@triton.jit
+def _visible_kernel(sdf, starts, keep, sharp, sharp_at, least, SHARP: tl.constexpr, CHUNK: tl.constexpr):
+    ray = tl.program_id(0)
+    start, end = tl.load(starts + ray), tl.load(starts + ray + 1)
+    sharp = number(sharp, sharp_at, SHARP)
+    lane = tl.arange(0, CHUNK)
+    carry = 1.0
+    for first in range(start, end, CHUNK):
+        i = first + lane
+        inside = i < end
+        here = tl.load(sdf + i, mask=inside, other=0.0)
+        alpha = _rise(here, tl.where(i + 1 < end, tl.load(sdf + i + 1, mask=i + 1 < end, other=0.0), here), sharp)
+        before = tl.where(i > start, _rise(tl.load(sdf + i - 1, mask=inside & (i > start), other=0.0), here, sharp), 0.0)
+        clear = carry * tl.cumprod(1.0 - before, axis=0)
+        tl.store(keep + i, ((clear * alpha > least) & (clear > LEAST_LIGHT)).to(tl.uint8), mask=inside)
+        carry = tl.sum(tl.where(lane == CHUNK - 1, clear, 0.0))
+
+
+@triton.jit(do_not_specialize=["samples"])
+def _beside_kernel(keep, rays, wide, samples, SAMPLES: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
+    first, last = (i > 0) & (i < samples), i + 1 < samples
+    ray = tl.load(rays + i, mask=i < samples, other=-1)
+    earlier = (tl.load(keep + i - 1, mask=first, other=0) != 0) & (tl.load(rays + i - 1, mask=first, other=-1) == ray)
+    later = (tl.load(keep + i + 1, mask=last, other=0) != 0) & (tl.load(rays + i + 1, mask=last, other=-1) == ray)
+    tl.store(wide + i, ((tl.load(keep + i, mask=i < samples, other=0) != 0) | earlier | later).to(tl.uint8), mask=i < samples)
+
+
+def visible(sdf: Tensor, ray_indices: Tensor, n_rays: int, inv_std: float | Tensor, least: float) -> Tensor:
+    """As `reference.visible`."""
+    samples = len(sdf)
+    keep, wide = (torch.empty(samples, dtype=torch.bool, device=sdf.device).view(torch.uint8) for _ in range(2))
+    if samples and n_rays:
+        value, at, in_memory = number_of(inv_std, sdf)
+        rays = ray_indices.contiguous()
+        with _backend.on(sdf):
+            _visible_kernel[(n_rays,)](sdf.contiguous(), _starts(rays, n_rays), keep, value, at, least, SHARP=in_memory, CHUNK=CHUNK, num_warps=1)
+            _beside_kernel[(triton.cdiv(samples, SAMPLES),)](keep, rays, wide, samples, SAMPLES=SAMPLES)
+    return wide.view(torch.bool)
 
 
 def _starts(ray_indices: Tensor, n_rays: int) -> Tensor:
