@@ -1,13 +1,39 @@
-"""Access to memory, and questions to the device, that the Triton kernels share."""
+"""Launching, access to memory, and questions to the device, that the Triton kernels share."""
 
 from __future__ import annotations
 
+import functools
+import threading
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from instant_nk.kernels import ahead
+
+
+def launched(**options: Any) -> Callable[[Callable], Kernel]:
+    """`triton.jit` with its options, for a kernel that is launched from Python and not called by another."""
+    return lambda function: Kernel(triton.jit(**options)(function))
+
+
+class Kernel:
+    """A Triton kernel: `kernel[grid](...)` launches it, and in a thread of `ahead.compiling` compiles and loads what a launch would need, and no more."""
+
+    def __init__(self, function: Any):
+        self.function, self.loading = function, threading.Lock()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        return functools.partial(self._compile, grid) if ahead.compiles_only() else self.function[grid]
+
+    def _compile(self, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        compiled = self.function.warmup(*args, grid=grid, **constants)
+        with self.loading:  # two threads may hold the same: Triton's loading is not safe against that
+            getattr(compiled, "_init_handles", lambda: None)()  # builds the launcher; where Triton renames this, the first launch does, later
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import load3, load_pair, store3, vector_atomics
+from instant_nk.kernels._triton_memory import launched, load3, load_pair, store3, vector_atomics
 from instant_nk.kernels.blend_skinning.reference import LEAST_DETERMINANT, LEAST_STEP
 
 POINTS = 128  # per program
@@ -99,7 +99,7 @@ def _evaluate(x0, x1, x2, anchors, first, base, nodes, live, KNN: tl.constexpr):
     return u0, u1, u2, j00, j01, j02, j10, j11, j12, j20, j21, j22, tl.where(out, 0.0, total), g0, g1, g2, nearest
 
 
-@triton.jit(do_not_specialize=["n_points", "n_nodes"])
+@launched(do_not_specialize=["n_points", "n_nodes"])
 def _blend_kernel(
     points,
     anchors,
@@ -139,7 +139,7 @@ def _blend_kernel(
     store3(out, n, y0, y1, y2, live)
 
 
-@triton.jit(do_not_specialize=["n_points", "n_nodes", "iterations"])
+@launched(do_not_specialize=["n_points", "n_nodes", "iterations"])
 def _newton_kernel(
     target, guess, anchors, nodes, frames, canonical, converged, n_points, n_nodes, iterations, tolerance, KNN: tl.constexpr, POINTS: tl.constexpr
 ):
@@ -197,7 +197,7 @@ def _add4(base, index, a, b, c, d, live, VECTOR: tl.constexpr):
         tl.atomic_add(base + index + 3, d, mask=live, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["n_points", "n_nodes", "copies"])
+@launched(do_not_specialize=["n_points", "n_nodes", "copies"])
 def _grad_kernel(
     points, anchors, weights, nodes, frames, grad_live, grad_jacobian, to_points, to_weights, to_motion, n_points, n_nodes, copies,
     KNN: tl.constexpr, GIVEN: tl.constexpr, JACOBIAN: tl.constexpr, MOTION: tl.constexpr, VECTOR: tl.constexpr, POINTS: tl.constexpr,

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import multiprocessors
+from instant_nk.kernels._triton_memory import launched, multiprocessors
 
 PRECISION = "tf32x3"  # of matrix products: as in `field_network`
 LEAST_K = 32  # columns of features
@@ -58,7 +58,7 @@ def _layers(f, own, of_features, of_near, middle, bias, PRECISION: tl.constexpr)
     return first, tl.maximum(tl.dot(first, tl.trans(middle), input_precision=PRECISION) + bias, 0.0)
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples"])
 def _network_kernel(
     near, features, first_weight, first_bias, middle_weight, middle_bias, last_weight, last_bias, outputs, samples,
     NEAR: tl.constexpr, K: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
@@ -77,7 +77,7 @@ def _network_kernel(
             tl.store(outputs + start * OUTPUTS + (r * OUTPUTS + o), tl.sum(second * w, axis=1) + tl.load(last_bias + o), mask=live)
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples"])
 def _network_grad_kernel(
     near, features, first_weight, first_bias, middle_weight, middle_bias, last_weight, grad_outputs, to_near, to_features, to_lower, to_upper, samples,
     NEAR: tl.constexpr, K: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import multiprocessors
+from instant_nk.kernels._triton_memory import launched, multiprocessors
 from instant_nk.kernels.field_network.reference import SMOOTHING
 
 PRECISION = "tf32x3"  # of matrix products: three passes of the tensor cores keep nearly all of float32; "ieee" keeps all, without tensor cores
@@ -60,7 +60,7 @@ def _hidden(f, x, first_weight, first_bias, weight, r, live, h, inside, column, 
     return p
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples"])
 def _network_kernel(
     x, features, jacobian, first_weight, first_bias, last_weight, last_bias, outputs, gradient, samples,
     POINTS: tl.constexpr, K: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
@@ -88,7 +88,7 @@ def _network_kernel(
                     tl.store(gradient + start * (3 * OUTPUTS) + (r * (3 * OUTPUTS) + o * 3 + axis), slope, mask=live)
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples"])
 def _network_grad_kernel(
     x, features, jacobian, first_weight, first_bias, last_weight, grad_outputs, grad_gradient, to_x, to_features, to_jacobian, to_weights, samples,
     POINTS: tl.constexpr, K: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import load_pair, vector_atomics
+from instant_nk.kernels._triton_memory import launched, load_pair, vector_atomics
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
 SCALES = True  # the Jacobian's scale and number of axes are arguments of `forward` and `backward`
@@ -200,7 +200,7 @@ def _along(d0, d1, d2, d3, a0, b0, a1, b1, a2, b2, a3, b3, DIMS: tl.constexpr):
     return a, b
 
 
-@triton.jit(do_not_specialize=["n_points", "open_pairs", "scale"])
+@launched(do_not_specialize=["n_points", "open_pairs", "scale"])
 def _forward_kernel(
     x, table, layout, direction, features, jacobian, n_points, open_pairs, scale,
     F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, JACOBIAN: tl.constexpr, AXES: tl.constexpr, ALONG: tl.constexpr,
@@ -327,7 +327,7 @@ def _scatter(
     return x0, x1, x2, x3
 
 
-@triton.jit(do_not_specialize=["n_points", "open_pairs", "scale"])
+@launched(do_not_specialize=["n_points", "open_pairs", "scale"])
 def _backward_kernel(
     x, table, layout, direction, grad_features, grad_jacobian, grad_table, grad_x, n_points, open_pairs, scale,
     F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr, AXES: tl.constexpr,

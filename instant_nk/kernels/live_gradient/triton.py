@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import load3, store3
+from instant_nk.kernels._triton_memory import launched, load3, store3
 from instant_nk.kernels.live_gradient.reference import LEAST_DETERMINANT
 
 SAMPLES = 128  # per program
@@ -33,7 +33,7 @@ def _cofactors(jacobian, n, live):
     return p0, p1, p2, q0, q1, q2, r0, r1, r2, usable
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples"])
 def _carry_kernel(gradient, stretch, jacobian, carried, usables, samples, SAMPLES: tl.constexpr):
     n = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
     live = n < samples
@@ -47,7 +47,7 @@ def _carry_kernel(gradient, stretch, jacobian, carried, usables, samples, SAMPLE
     tl.store(usables + n, usable.to(tl.uint8), mask=live)
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples"])
 def _carry_grad_kernel(gradient, stretch, jacobian, grad, to_gradient, to_stretch, samples, SAMPLES: tl.constexpr):
     n = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
     live = n < samples

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import load3, number, number_of, store3
+from instant_nk.kernels._triton_memory import launched, load3, number, number_of, store3
 
 SAMPLES = 128  # per program
 
@@ -21,7 +21,7 @@ def _logistics(sdf, cos, length, sharp, anneal):
     return half, tl.sigmoid((sdf - half) * sharp), tl.sigmoid((sdf + half) * sharp)
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples", "sharp", "anneal", "sharp_at", "anneal_at"])  # numbers lie anywhere, aligned or not
 def _opacity_kernel(
     sdf, gradient, directions, lengths, sharp, sharp_at, anneal, anneal_at, alpha, normals, excess, samples, SHARP: tl.constexpr, ANNEAL: tl.constexpr, SAMPLES: tl.constexpr
 ):  # fmt: skip
@@ -41,7 +41,7 @@ def _opacity_kernel(
     tl.store(excess + n, (long - 1.0) * (long - 1.0), mask=live)
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples", "sharp", "anneal", "sharp_at", "anneal_at"])  # numbers lie anywhere, aligned or not
 def _opacity_grad_kernel(
     sdf, gradient, directions, lengths, sharp, sharp_at, anneal, anneal_at, to_alpha, to_normals, to_excess, to_sdf, to_gradient, to_sharp, samples,
     SHARP: tl.constexpr, ANNEAL: tl.constexpr, LEARNT: tl.constexpr, SAMPLES: tl.constexpr,

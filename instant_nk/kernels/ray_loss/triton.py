@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import load3, store3
+from instant_nk.kernels._triton_memory import launched, load3, store3
 from instant_nk.kernels.ray_loss import reference
 
 RAYS = 128  # per program
@@ -26,7 +26,7 @@ def _square3(x, y, z):
     return x * x + y * y + z * z
 
 
-@triton.jit(do_not_specialize=["rays"])
+@launched(do_not_specialize=["rays"])
 def _means_kernel(rgb, opacity, target, alpha, background, sums, rays, RAYS: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     n = program * RAYS + tl.arange(0, RAYS)
@@ -44,7 +44,7 @@ def _means_kernel(rgb, opacity, target, alpha, background, sums, rays, RAYS: tl.
     tl.store(sums + program * 3 + 1, -tl.sum(tl.where(live, a * tl.log(o) + (1.0 - a) * tl.log(1.0 - o), 0.0)) / rays)
 
 
-@triton.jit(do_not_specialize=["rays"])
+@launched(do_not_specialize=["rays", "to_colour", "to_mask"])  # numbers lie anywhere, aligned or not
 def _means_grad_kernel(rgb, opacity, target, alpha, background, to_colour, to_mask, to_rgb, to_opacity, rays, RAYS: tl.constexpr):
     n = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
     live = n < rays

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
+from instant_nk.kernels._triton_memory import launched
 
 CHUNK = 64  # steps of a ray at once
 
@@ -27,7 +28,7 @@ def _cell(base, slope, middle, CELLS: tl.constexpr):
     return tl.minimum(tl.maximum((base + slope * middle).to(tl.int32), 0), CELLS - 1)
 
 
-@triton.jit(do_not_specialize=["room"])
+@launched(do_not_specialize=["room"])
 def _march_kernel(
     origins,
     directions,

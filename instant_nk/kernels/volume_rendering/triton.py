@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import number, number_of
+from instant_nk.kernels._triton_memory import launched, number, number_of
 from instant_nk.kernels.volume_rendering import reference
 
 CHUNK = 32  # samples of a ray at once
@@ -22,7 +22,7 @@ def _then(m_late, c_late, m_early, c_early):
     return m_early * m_late, c_early + m_early * c_late
 
 
-@triton.jit
+@launched()
 def _weights_kernel(alphas, starts, weights, transmittance, CHUNK: tl.constexpr):
     ray = tl.program_id(0)
     start, end = tl.load(starts + ray), tl.load(starts + ray + 1)
@@ -38,7 +38,7 @@ def _weights_kernel(alphas, starts, weights, transmittance, CHUNK: tl.constexpr)
         carry = tl.sum(tl.where(lane == CHUNK - 1, clear, 0.0))
 
 
-@triton.jit
+@launched()
 def _weights_grad_kernel(alphas, transmittance, starts, grad_weights, grad_transmittance, grad_alphas, CHUNK: tl.constexpr):
     ray = tl.program_id(0)
     start, end = tl.load(starts + ray), tl.load(starts + ray + 1)
@@ -57,7 +57,7 @@ def _weights_grad_kernel(alphas, transmittance, starts, grad_weights, grad_trans
         carry = tl.sum(tl.where(lane == 0, light, 0.0))
 
 
-@triton.jit
+@launched()
 def _accumulate_kernel(weights, values, starts, sums, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     ray = tl.program_id(0).to(tl.int64)
     start, end = tl.load(starts + ray), tl.load(starts + ray + 1)
@@ -70,7 +70,7 @@ def _accumulate_kernel(weights, values, starts, sums, CHANNELS: tl.constexpr, WI
     tl.store(sums + ray * CHANNELS + channel, tl.sum(total, axis=0, keep_dims=True), mask=channel < CHANNELS)
 
 
-@triton.jit(do_not_specialize=["n_samples"])
+@launched(do_not_specialize=["n_samples"])
 def _accumulate_grad_kernel(
     weights, values, rays, grad, grad_weights, grad_values, n_samples, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SAMPLES: tl.constexpr
 ):
@@ -92,7 +92,7 @@ def _rise(here, there, sharp):
     return tl.minimum(tl.maximum((before - tl.sigmoid(there * sharp)) / (before + 1e-5), 0.0), 1.0)
 
 
-@triton.jit
+@launched(do_not_specialize=["sharp", "sharp_at", "least"])  # a number lies anywhere, aligned or not
 def _visible_kernel(sdf, starts, keep, sharp, sharp_at, least, SHARP: tl.constexpr, CHUNK: tl.constexpr):
     ray = tl.program_id(0)
     start, end = tl.load(starts + ray), tl.load(starts + ray + 1)
@@ -110,7 +110,7 @@ def _visible_kernel(sdf, starts, keep, sharp, sharp_at, least, SHARP: tl.constex
         carry = tl.sum(tl.where(lane == CHUNK - 1, clear, 0.0))
 
 
-@triton.jit(do_not_specialize=["samples"])
+@launched(do_not_specialize=["samples"])
 def _beside_kernel(keep, rays, wide, samples, SAMPLES: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
     first, last = (i > 0) & (i < samples), i + 1 < samples
