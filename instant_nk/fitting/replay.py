@@ -7,6 +7,7 @@ number of rays or whatever else its `key` names has changed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -106,8 +107,11 @@ class Replay(Eager):
             graph.capture_begin(pool=self.pool, capture_error_mode="relaxed")
             try:
                 result = work()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with contextlib.suppress(Exception):  # what went wrong in the middle is the error to tell, above all that memory ran out
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.stream)
         return graph, result
 

@@ -6,7 +6,10 @@ influence of an anchor then falls off with straight distance, `w ~ (1 - (|x - g|
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from scipy import sparse
@@ -22,6 +25,7 @@ BRIDGE_WEIGHT = 0.003  # stiffness of links between components: a loose part fol
 LONG_RANGE_WEIGHT = 0.05  # stiffness of links of the coarser levels, relative to links between neighbours
 CLOUD_POINTS = 20000  # of a point cloud used to lay out its graph
 FACING = 0.3  # cosine between the normals of linked points of a cloud: less belongs to the other side of something thin
+WORTH_COMPILING = 10_000_000  # vertices times nodes from which on loading numba pays
 LEVEL_RATIO = 4  # each coarser level keeps a quarter of the nodes: twice the spacing
 
 
@@ -165,6 +169,9 @@ def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.nda
         centre = vertices[members].mean(0)
         chosen.append(members[np.linalg.norm(vertices[members] - centre, axis=1).argmax()])
     distance = np.minimum(distance, surface.geodesic(paths, np.array(chosen)).min(0))
+    if loops := _loops_for(len(vertices), len(vertices) if max_nodes is None else max_nodes):
+        most = len(vertices) if max_nodes is None else max(0, max_nodes - len(chosen))
+        return np.concatenate([chosen, loops.farthest(*_rows(paths), distance, limit, most)]).astype(np.int64)
     while True:
         far = int(distance.argmax())
         if distance[far] <= limit or (max_nodes is not None and len(chosen) >= max_nodes):
@@ -173,8 +180,25 @@ def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.nda
         distance = np.minimum(distance, surface.geodesic(paths, np.array([far]), limit=distance[far])[0])
 
 
+def _loops_for(vertices: int, nodes: int) -> ModuleType | None:
+    """Compiled loops where numba is loaded already, or worth loading: scipy fills a row of all vertices for every node. The graph is the same."""
+    if "numba" not in sys.modules and (vertices * nodes < WORTH_COMPILING or importlib.util.find_spec("numba") is None):
+        return None
+    from instant_nk.geometry import geodesic_loops
+
+    return geodesic_loops
+
+
+def _rows(paths: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return paths.indptr.astype(np.int64), paths.indices.astype(np.int64), paths.data.astype(np.float64)
+
+
 def _reach(paths, nodes: np.ndarray, limit: float) -> _Reach:
     """Nodes within geodesic distance `limit` of each vertex; computed in blocks so that memory stays bounded."""
+    if loops := _loops_for(paths.shape[0], len(nodes)):
+        start, node, distance = loops.reach(*_rows(paths), np.asarray(nodes, np.int64), limit)
+        vertex = np.repeat(np.arange(paths.shape[0]), np.diff(start))
+        return _Reach(vertex, node, distance, np.arange(len(vertex)) - start[vertex])
     parts = []
     block = max(1, int(2e7 // paths.shape[0]))
     for start in range(0, len(nodes), block):

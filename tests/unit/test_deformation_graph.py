@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -148,3 +150,30 @@ def test_the_graph_survives_its_file(tmp_path):
     graph_io.save_nodes(tmp_path / "nodes.ply", graph)
     head = (tmp_path / "nodes.ply").read_text().splitlines()
     assert head[0] == "ply" and f"element vertex {len(graph.node_positions)}" in head and len(head) == 11 + len(graph.node_positions) + len(graph.edges)
+
+
+def test_compiled_loops_build_the_same_graph_to_the_bit(monkeypatch):
+    """Two shapes, a loose part and vertices that no face uses; spacing given and found."""
+    pytest.importorskip("numba")
+    from instant_nk.geometry import geodesic_loops
+
+    vertices, faces, n = two_touching_tubes()
+    ball, ball_faces = sphere(0.2, 12)
+    vertices = np.concatenate([vertices, ball + [3.0, 0, 0], [[9.0, 9.0, 9.0]]])
+    faces = np.concatenate([faces, ball_faces + 2 * n])
+    for settings in ({"spacing": 0.12}, {"max_nodes": 90}, {"max_nodes": 3}):
+        monkeypatch.setattr(deformation_graph, "_loops_for", lambda *_: None)
+        wanted = deformation_graph.build(vertices, faces, **settings)
+        monkeypatch.setattr(deformation_graph, "_loops_for", lambda *_: geodesic_loops)
+        found = deformation_graph.build(vertices, faces, **settings)
+        for name, value in vars(wanted).items():
+            assert np.array_equal(getattr(found, name), value), (settings, name)
+
+
+def test_loops_are_loaded_for_large_surfaces_only(monkeypatch):
+    pytest.importorskip("numba")
+    from instant_nk.geometry import geodesic_loops  # noqa: F401  numba is loaded once, whatever the next line says
+
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
+    assert deformation_graph._loops_for(10_000, 400) is None
+    assert deformation_graph._loops_for(60_000, 1000).__name__ == "instant_nk.geometry.geodesic_loops"
