@@ -36,7 +36,7 @@ from instant_nk.fitting.rays import Batch
 from instant_nk.fitting.trainer import How, mixed_precision
 from instant_nk.fitting.window_files import CanonicalField
 from instant_nk.fitting.window_fit import WindowFit
-from instant_nk.kernels import live_gradient, ray_loss
+from instant_nk.kernels import _backend, live_gradient, ray_loss
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.kernels.neus_opacity import opacities
 from instant_nk.models import deformation_graph
@@ -275,7 +275,16 @@ def measure_step(table: Table, sizes: Sizes, device: str, log2: int, mixed: bool
     """Time the trainer's step, the full chain and its parts; prints a table and returns the parts' rows."""
     field, resolution = make_field(sizes, device)
     config = schema.parse(schema.merge(schema.to_dict(sizes.config), {"field": {"samples_per_step": 1 << log2, "steps": 10**6}})).field
-    fit = WindowFit(config, field, Rays(field, field.live_space(resolution), sizes.cameras), resolution, device, 0, "benchmark", How(recorded=device == "cuda"))
+    fit = WindowFit(
+        config,
+        field,
+        Rays(field, field.live_space(resolution), sizes.cameras),
+        resolution,
+        device,
+        0,
+        "benchmark",
+        How(recorded=device == "cuda" and _backend.describe(device) == "triton"),
+    )
     shape = f"2^{log2} samples" + (" bf16" if mixed else "")
     with mixed_precision(fit.modules, mixed):
         for _ in range(12):  # until the rays march as many samples as are wanted

@@ -309,6 +309,7 @@ def neus_opacity_cases(samples: int) -> dict[str, Case]:
     learnt = {"inv_std": torch.tensor(40.0)}
     return {
         "sharpness learnt": Case(neus_opacity.opacities, free | learnt | fixed, (*free, *learnt), {"anneal": torch.tensor(0.3)}, tolerances.JACOBIAN),
+        "directions turned": Case(neus_opacity.opacities, free | fixed, (*free, "directions"), {"inv_std": 40.0, "anneal": 0.5}, tolerances.JACOBIAN),
         "sharpness fixed": Case(neus_opacity.opacities, free | fixed, tuple(free), {"inv_std": 40.0, "anneal": 1.0}, tolerances.JACOBIAN),
     }
 

@@ -8,6 +8,8 @@ number of rays or whatever else its `key` names has changed.
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -58,9 +60,6 @@ class Replay(Eager):
 
     def __init__(self, act: Act):
         super().__init__(act)
-        self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream()
-        self.keeper = self._captured(lambda: torch.zeros(1, device="cuda"))[0]  # holds the pool between recordings: memory of one serves the next
         self.recordings = 0
         self.forget()
 
@@ -90,20 +89,37 @@ class Replay(Eager):
         self.graph: torch.cuda.CUDAGraph | None = None
         self.room: Room | None = None
         self.last: Hashable = None
+        self.pool: tuple[int, int] | None = None
+        self.keeper: torch.cuda.CUDAGraph | None = None
+        self.drawn, self.table, self.seen = {}, None, {}
 
     def _record(self, drawn: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
+        if self.keeper is None:  # holds the pool between recordings: memory of one serves the next
+            self.pool = torch.cuda.graph_pool_handle()
+            self.keeper = self._captured(lambda: torch.zeros(1, device="cuda"))[0]
         self.drawn = {name: value.clone() for name, value in drawn.items()}
         self.table = torch.zeros(len(numbers), device=next(iter(drawn.values())).device)
         values = dict(zip(numbers, self.table.unbind()))
-        self.seen: Seen = {}
-        self.graph, self.seen = self._captured(lambda: self.act(self.drawn, values, self.room))
+        self.seen = {}
+
+        def step() -> Seen:
+            return self.act(self.drawn, values, self.room)
+
+        try:
+            self.graph, self.seen = self._captured(step)
+        except torch.OutOfMemoryError:
+            pass  # outside the handler: until it is left, the exception holds the tensors of the failed recording
+        if self.graph is None:  # memory that lies unused after ordinary steps is not given to a recording unless it is returned first
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.graph, self.seen = self._captured(step)
         self.recordings += 1
 
     def _captured(self, work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         """A graph of what `work` launches, and what it returned."""
-        graph = torch.cuda.CUDAGraph()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        graph, stream = torch.cuda.CUDAGraph(), _stream(torch.cuda.current_device())
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             graph.capture_begin(pool=self.pool, capture_error_mode="relaxed")
             try:
                 result = work()
@@ -112,7 +128,7 @@ class Replay(Eager):
                     graph.capture_end()
                 raise
             graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self.stream)
+        torch.cuda.current_stream().wait_stream(stream)
         return graph, result
 
     def _fill(self, drawn: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
@@ -120,3 +136,9 @@ class Replay(Eager):
         for name, value in drawn.items():
             self.drawn[name].copy_(value)
         self.table.copy_(torch.tensor(list(numbers.values())), non_blocking=True)
+
+
+@functools.cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """What recordings are made on: one for the process, for torch has 32 streams and hands out the first one again after them."""
+    return torch.cuda.Stream(device)

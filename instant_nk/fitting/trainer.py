@@ -47,7 +47,7 @@ class Interruptible:
 
 @dataclass(frozen=True)
 class How:
-    """How to train, never what: nothing here changes what is computed, but for rounding.
+    """How to train, never what: a recorded training chooses its number of rays at other steps, and the rest is rounding.
 
     Attributes:
         mixed: whether the networks that allow it compute their matrix products in bfloat16.
@@ -179,7 +179,8 @@ class Trainer:
 
     def _adapt(self, seen: Seen) -> None:
         """Take as many rays in the next step as will march the wanted number of samples."""
-        if self.how.recorded and self.done > SETTLING and self.done % NOTE_EVERY:
+        waits = isinstance(seen["marched"], Tensor)  # for the GPU; a step that did not know its room has numbers
+        if self.how.recorded and waits and self.done > SETTLING and self.done % NOTE_EVERY:
             return
         marched, kept = int(seen["marched"]), int(seen["kept"])
         change = min(1.3, max(0.7, self.samples / max(marched, 1)))
@@ -239,6 +240,8 @@ class Trainer:
                     self._note(seen, progress)
                 if state and self.done % state.every == 0 and self.done < self.steps:
                     self._keep(state)
+        self.run_step.forget()
+        self.optimizer.clear()
         with torch.no_grad():
             for parameter, mean in zip(self.trained, self.means):
                 parameter.copy_(mean)

@@ -231,8 +231,10 @@ def score_animation(vertices: np.ndarray, faces: np.ndarray, truth: Truth, sampl
         distances = surface_distances(vertices[i], faces, truth.vertices[i], truth.faces, truth.seen_faces(i), samples)
         chamfers.append(chamfer(*distances) * percent)
         fscores.append(fscore(*distances, FSCORE_AT * diagonal))
-    tracks, true_tracks, covered = follow(vertices, faces, truth, samples)
+    tracks, true_tracks, normals, covered = follow(vertices, faces, truth, samples)
     errors = np.linalg.norm(tracks - true_tracks, axis=-1)
+    across = np.abs(((tracks - true_tracks) * normals).sum(-1))[1:][:, covered] * percent
+    along = np.sqrt(np.maximum((errors[1:][:, covered] * percent) ** 2 - across**2, 0))
     errors = np.where(covered, errors, np.maximum(errors, COVERED * diagonal)) * percent
     later = errors[1:] if len(errors) > 1 else np.zeros((1, 1))
     jitter = acceleration(tracks - true_tracks)[:, covered].mean(1) * percent if len(tracks) > 2 and covered.any() else np.zeros(0)
@@ -244,6 +246,8 @@ def score_animation(vertices: np.ndarray, faces: np.ndarray, truth: Truth, sampl
         "track_mean_pct": float(later.mean()),
         "track_median_pct": float(np.median(later)),
         "track_p95_pct": float(np.percentile(later, 95)),
+        "track_along_pct": float(along.mean()) if along.size else None,
+        "track_across_pct": float(across.mean()) if across.size else None,
         "coverage": float(covered.mean()),
         "jitter_pct": float(jitter.mean()) if len(jitter) else None,
         "flipped_fraction": float(folds.mean()),
@@ -258,11 +262,12 @@ def score_animation(vertices: np.ndarray, faces: np.ndarray, truth: Truth, sampl
     }
 
 
-def follow(vertices: np.ndarray, faces: np.ndarray, truth: Truth, samples: int = SAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def follow(vertices: np.ndarray, faces: np.ndarray, truth: Truth, samples: int = SAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Points of the true surface of the first frame, followed by the prediction and by the truth.
 
     Returns:
-        predicted tracks [F, P, 3], true tracks [F, P, 3], which points the prediction covered at the first frame bool [P].
+        predicted tracks [F, P, 3], true tracks [F, P, 3], the true surface's unit normals there [F, P, 3], which points the prediction covered at the
+        first frame bool [P].
     """
     chosen = truth.faces[truth.seen_faces()]
     face, weights = surface.sample(truth.vertices[0], chosen, samples, seed=0)
@@ -270,7 +275,8 @@ def follow(vertices: np.ndarray, faces: np.ndarray, truth: Truth, samples: int =
     closest, on_face, on_weights = ClosestPoint(vertices[0], faces).query(start)
     covered = np.linalg.norm(closest - start, axis=1) < COVERED * truth.diagonal
     tracks = np.stack([_place(v, faces, on_face, on_weights) for v in vertices])
-    return tracks, np.stack([_place(v, chosen, face, weights) for v in truth.vertices]), covered
+    true_tracks = np.stack([_place(v, chosen, face, weights) for v in truth.vertices])
+    return tracks, true_tracks, np.stack([surface.face_normals(v, chosen)[face] for v in truth.vertices]), covered
 
 
 # Pictures

@@ -32,6 +32,8 @@ QUANTITIES = {
     "track_mean_pct": Quantity(PERCENT, "distance of followed points from the truth, mean over points and later frames", "less"),
     "track_median_pct": Quantity(PERCENT, "the same, median", "less"),
     "track_p95_pct": Quantity(PERCENT, "the same, 95th percentile", "less"),
+    "track_along_pct": Quantity(PERCENT, "its part along the true surface, mean over covered points and later frames: sliding", "less"),
+    "track_across_pct": Quantity(PERCENT, "its part across the true surface", "less"),
     "coverage": Quantity("share", "true surface of the first frame that the mesh comes within 2 % of", "more"),
     "jitter_pct": Quantity(PERCENT, "second difference over time of predicted minus true tracks", "less"),
     "motion_mean_pct": Quantity(PERCENT, "how far the truth itself moves from the first frame: the tracking error of a static mesh"),

@@ -29,3 +29,13 @@ def tensor(op: str, name: str, value: Tensor, shape: tuple[int | str, ...], kind
         raise ValueError(f"{op}: {name} must have shape [{', '.join(map(str, shape))}]; got {list(value.shape)}.")
     if like is not None and value.device != like.device:
         raise ValueError(f"{op}: {name} must be on {like.device} as the other arguments; got {value.device}.")
+
+
+def number(op: str, name: str, value: float | Tensor, like: Tensor) -> None:
+    """Check a number of kernel `op` that may lie on the device as a tensor [].
+
+    Raises:
+        TypeError, ValueError: as `tensor`, where it is one.
+    """
+    if isinstance(value, Tensor):
+        tensor(op, name, value, (), like=like)

@@ -35,14 +35,14 @@ def compiles_only() -> bool:
 
 
 def compile_side_by_side(calls: Sequence[Call], device: torch.device) -> None:
-    """Make each call once, all at the same time, and wait for them; nothing where the kernels are not Triton's on a GPU."""
+    """Compile what the calls launch, all at the same time, then make each call; nothing where the kernels are not Triton's on a GPU."""
     with compiling(calls, device):
         pass
 
 
 @contextlib.contextmanager
 def compiling(calls: Sequence[Call], device: torch.device) -> Iterator[None]:
-    """Make each call once, all at the same time, beside what is done within; on leaving, wait for them. See `compile_side_by_side`."""
+    """`compile_side_by_side`, beside what is done within; the calls are made on leaving."""
     if device.type != "cuda" or _backend.describe(device.type) != "triton" or not calls:
         yield
         return

@@ -17,11 +17,11 @@ from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.models.encoding import HashEncoding
 from instant_nk.models.mlp import Mlp
 
-HULL_MARGIN = 8  # voxels around a hull's box in which distances to it are exact: training looks for the surface in three at most
+HULL_MARGIN = 12  # voxels around a hull's box that are looked at: distances are exact to two thirds of them, and training looks for the surface in fewer
 
 
 def hull_distance(occupied: np.ndarray) -> np.ndarray:
-    """Signed distance to a visual hull at the corners of its voxels, slightly smoothed; farther than HULL_MARGIN voxels outside the hull's box, an estimate.
+    """Signed distance to a visual hull at the corners of its voxels, slightly smoothed; far outside the hull's box (HULL_MARGIN), an estimate.
 
     Args:
         occupied: bool [R, R, R] over [-1, 1]^3, axes x, y, z.

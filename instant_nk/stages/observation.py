@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable
@@ -58,12 +59,12 @@ def run(job: Job) -> None:
         metrics[str(frame)] = {"points": len(observation.points), **numbers}
 
     def beside(frame: int, rest: Callable[[], tuple[Observation, dict]], stream: torch.cuda.Stream | None) -> None:
-        with torch.cuda.stream(stream):  # None changes nothing
+        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
             finish(frame, rest)
 
     # What is done with a frame's surface is done while the next one trains, one frame behind, and on a GPU in a stream of its own: in the
     # training's, each number it reads would wait for a dozen steps.
-    stream = torch.cuda.Stream() if job.device == "cuda" else None
+    stream = torch.cuda.Stream(priority=-1) if job.device == "cuda" else None  # of another pool than those that recordings are made on
     with ThreadPoolExecutor(1) as background:
         behind: list[Future[None]] = []
         for frame in log.progress(frames, f"observation {job.part}", logger):

@@ -99,7 +99,7 @@ def of_truth(animation: Animation, truth: evaluation.Truth | None) -> Scores:
     result.pop("flipped_fraction")  # the animation's own, over all its frames, is the same number
     per_frame.pop("flipped_fraction")
     if len(truth.frames) < 2:
-        result |= dict.fromkeys(("track_mean_pct", "track_median_pct", "track_p95_pct", "motion_mean_pct"))
+        result |= dict.fromkeys(("track_mean_pct", "track_median_pct", "track_p95_pct", "track_along_pct", "track_across_pct", "motion_mean_pct"))
     spread = {}
     for name, values in per_frame.items():
         known = dict(zip(truth.frames, values))

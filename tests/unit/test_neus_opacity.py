@@ -19,7 +19,7 @@ def test_the_excess_is_zero_for_unit_gradients_and_has_a_gradient_at_zero_length
     assert torch.isfinite(odd.grad).all()
 
 
-@pytest.mark.parametrize("kind", ["sharpness learnt", "sharpness fixed"])
+@pytest.mark.parametrize("kind", ["sharpness learnt", "sharpness fixed", "directions turned"])
 def test_gradients_of_the_reference_agree_with_finite_differences(kind):
     case = parity.neus_opacity_cases(11)[kind]
     inputs = {name: value.double().requires_grad_(name in case.wrt) for name, value in case.floats.items()}
@@ -37,3 +37,11 @@ def test_a_wrong_shape_is_named():
     row = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"neus_opacity: lengths must have shape \[2\]; got \[3\]"):
         neus_opacity.opacities(torch.zeros(2), row, row, torch.zeros(3), 1.0)
+
+
+def test_a_sharpness_per_sample_is_refused():
+    """The reference would spread it over the samples, a kernel would read the first."""
+    row = torch.zeros(2, 3)
+    for numbers, name in (((torch.ones(2), 1.0), "inv_std"), ((1.0, torch.ones(2)), "anneal")):
+        with pytest.raises(ValueError, match=rf"neus_opacity: {name} must have shape \[\]; got \[2\]"):
+            neus_opacity.opacities(torch.zeros(2), row, row, torch.zeros(2), *numbers)

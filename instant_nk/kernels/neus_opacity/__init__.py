@@ -1,7 +1,7 @@
 """What rendering wants of a sample, from its signed distance and gradient: opacity (NeuS), unit normal, and how far the gradient is from unit length.
 
-One pass over the samples where plain torch takes some seventy. First-order differentiable in distance, gradient and sharpness; a second
-derivative is refused (the reference backend alone has it).
+One pass over the samples where plain torch takes some seventy. First-order differentiable in distance, gradient, directions and sharpness; a
+second derivative is refused (the reference backend alone has it).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def opacities(
     Args:
         sdf: signed distance, scene units. Float [samples].
         gradient: of the signed distance, in the space that the directions live in. Float [samples, 3].
-        directions: unit viewing directions; a constant. Float [samples, 3].
+        directions: unit viewing directions. Float [samples, 3].
         lengths: of the samples, scene units; a constant. Float [samples].
         inv_std: sharpness of the logistic. A number, or a tensor [].
         anneal: 0 at the start of training, where every sample counts, 1 at the end, where only what faces the ray does; a constant. A number, or a tensor [].
@@ -40,6 +40,8 @@ def opacities(
     _checks.tensor(OP, "gradient", gradient, (len(sdf), 3), like=sdf)
     _checks.tensor(OP, "directions", directions, (len(sdf), 3), like=sdf)
     _checks.tensor(OP, "lengths", lengths, (len(sdf),), like=sdf)
+    _checks.number(OP, "inv_std", inv_std, like=sdf)
+    _checks.number(OP, "anneal", anneal, like=sdf)
     if _backend.choose(OP, sdf, gradient, directions, lengths) == "reference":
         return reference.opacities(sdf, gradient, directions, lengths, inv_std, anneal)
     return _Opacities.apply(sdf, gradient, directions, lengths, inv_std, anneal)
@@ -55,7 +57,7 @@ def rehearsals(device: torch.device | str, learnt: bool) -> list[Call]:
         for anneal in (torch.ones((), device=device), 1.0) if learnt else (1.0,):
             inputs = one, row, row, one, torch.ones((), device=device) if learnt else 1.0, anneal
             ops.opacities(*inputs)
-            ops.opacities_grad(*inputs, one, row, one, learnt)
+            ops.opacities_grad(*inputs, one, row, one, learnt, False)
 
     return [both]
 
@@ -79,5 +81,5 @@ class _Opacities(Function):
 
         *samples, inv_std, anneal = ctx.saved_tensors
         inv_std, anneal = (number if tensor is None else tensor for tensor, number in zip((inv_std, anneal), ctx.numbers))
-        found = ops.opacities_grad(*samples, inv_std, anneal, to_alpha, to_normals, to_excess, ctx.needs_input_grad[4])
-        return found[0], found[1], None, None, found[2], None
+        found = ops.opacities_grad(*samples, inv_std, anneal, to_alpha, to_normals, to_excess, ctx.needs_input_grad[4], ctx.needs_input_grad[2])
+        return found[0], found[1], found[3], None, found[2], None

@@ -43,8 +43,8 @@ def _opacity_kernel(
 
 @launched(do_not_specialize=["samples", "sharp", "anneal", "sharp_at", "anneal_at"])  # numbers lie anywhere, aligned or not
 def _opacity_grad_kernel(
-    sdf, gradient, directions, lengths, sharp, sharp_at, anneal, anneal_at, to_alpha, to_normals, to_excess, to_sdf, to_gradient, to_sharp, samples,
-    SHARP: tl.constexpr, ANNEAL: tl.constexpr, LEARNT: tl.constexpr, SAMPLES: tl.constexpr,
+    sdf, gradient, directions, lengths, sharp, sharp_at, anneal, anneal_at, to_alpha, to_normals, to_excess, to_sdf, to_gradient, to_sharp, to_directions, samples,
+    SHARP: tl.constexpr, ANNEAL: tl.constexpr, LEARNT: tl.constexpr, TURNED: tl.constexpr, SAMPLES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     n = program * SAMPLES + tl.arange(0, SAMPLES)
@@ -64,6 +64,8 @@ def _opacity_grad_kernel(
     e_cos = e_slope * (tl.where(cos < 1.0, 0.5, 0.0) * (1.0 - anneal) + tl.where(cos < 0.0, 1.0, 0.0) * anneal)
     if LEARNT:
         tl.store(to_sharp + program, tl.sum(tl.where(live, e_before * (distance - half) + e_after * (distance + half), 0.0)))
+    if TURNED:
+        store3(to_directions, n, e_cos * gx, e_cos * gy, e_cos * gz, live)
     long = tl.sqrt(gx * gx + gy * gy + gz * gz)
     scale = 1.0 / tl.maximum(long, 1e-12)
     ex, ey, ez = load3(to_normals, n, live)
@@ -90,19 +92,20 @@ def opacities(
 
 def opacities_grad(
     sdf: Tensor, gradient: Tensor, directions: Tensor, lengths: Tensor, inv_std: float | Tensor, anneal: float | Tensor,
-    to_alpha: Tensor, to_normals: Tensor, to_excess: Tensor, learnt: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of sdf [samples], gradient [samples, 3] and, where it is `learnt`, inv_std []."""
+    to_alpha: Tensor, to_normals: Tensor, to_excess: Tensor, learnt: bool, turned: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of sdf [samples], gradient [samples, 3], where it is `learnt` inv_std [], and where they are `turned` directions [samples, 3]."""
     samples, device = len(sdf), sdf.device
     programs = triton.cdiv(samples, SAMPLES)
     to_sdf, to_gradient = torch.empty(samples, device=device), torch.empty(samples, 3, device=device)
     to_sharp = torch.empty(programs, device=device) if learnt else to_sdf
+    to_directions = torch.empty(samples, 3, device=device) if turned else to_gradient
     if samples:
         inputs = sdf.contiguous(), gradient.contiguous(), directions.contiguous(), lengths.contiguous()
         numbers, at = number_of(inv_std, sdf), number_of(anneal, sdf)
         with _backend.on(sdf):
             _opacity_grad_kernel[(programs,)](
-                *inputs, *numbers[:2], *at[:2], to_alpha.contiguous(), to_normals.contiguous(), to_excess.contiguous(), to_sdf, to_gradient, to_sharp, samples,
-                SHARP=numbers[2], ANNEAL=at[2], LEARNT=learnt, SAMPLES=SAMPLES,
+                *inputs, *numbers[:2], *at[:2], to_alpha.contiguous(), to_normals.contiguous(), to_excess.contiguous(), to_sdf, to_gradient, to_sharp, to_directions, samples,
+                SHARP=numbers[2], ANNEAL=at[2], LEARNT=learnt, TURNED=turned, SAMPLES=SAMPLES,
             )  # fmt: skip
-    return to_sdf, to_gradient, to_sharp.sum() if learnt else None
+    return to_sdf, to_gradient, to_sharp.sum() if learnt else None, to_directions if turned else None

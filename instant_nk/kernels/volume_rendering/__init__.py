@@ -58,6 +58,7 @@ def visible(sdf: Tensor, ray_indices: Tensor, n_rays: int, inv_std: float | Tens
     """
     _checks.tensor(OP, "sdf", sdf, ("samples",))
     _checks.tensor(OP, "ray_indices", ray_indices, (sdf.shape[0],), _checks.INTEGERS, like=sdf)
+    _checks.number(OP, "inv_std", inv_std, like=sdf)
     with torch.no_grad():
         if _backend.choose(OP, sdf) == "triton":
             from instant_nk.kernels.volume_rendering import triton as ops

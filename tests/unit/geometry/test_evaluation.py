@@ -77,6 +77,24 @@ def test_tracking_error_is_the_displacement_in_per_cent_of_the_diagonal():
     assert score["jitter_pct"] == pytest.approx(0, abs=1e-6)  # constant velocity
 
 
+def test_the_error_is_told_apart_along_and_across_the_surface():
+    """A sheet that is moved within its plane slides; lifted, it is off the surface."""
+    flat, faces = _plane(6)
+    truth = np.stack([flat, flat, flat])
+    unit = 100 / np.linalg.norm(np.ptp(flat, axis=0))
+    for axis, name in ((0, "track_along_pct"), (2, "track_across_pct")):
+        moved = truth.copy()
+        moved[1:, :, axis] += 0.001
+        score = ev.score_animation(moved, faces, ev.Truth((0, 1, 2), truth, faces), samples=500)
+        found = {"track_along_pct": 0.0, "track_across_pct": 0.0} | {name: pytest.approx(0.001 * unit, rel=1e-3)}
+        assert {key: score[key] for key in found} == {key: pytest.approx(value, abs=1e-9) if value == 0 else value for key, value in found.items()}
+    both = truth + np.array([[0, 0, 0], [0.0003, 0, 0.0004], [0.0003, 0, 0.0004]])[:, None]
+    score = ev.score_animation(both, faces, ev.Truth((0, 1, 2), truth, faces), samples=500)
+    assert (score["track_along_pct"], score["track_across_pct"], score["track_mean_pct"]) == tuple(
+        pytest.approx(x * unit, rel=1e-3) for x in (3e-4, 4e-4, 5e-4)
+    )
+
+
 def test_a_static_result_has_the_motion_as_its_tracking_error():
     truth, faces = _ball(step=(0.03, 0, 0))
     score = ev.score_animation(np.repeat(truth[:1], 4, 0), faces, ev.Truth((0, 1, 2, 3), truth, faces), samples=800)
