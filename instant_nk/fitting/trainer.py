@@ -179,12 +179,12 @@ class Trainer:
 
     def _adapt(self, seen: Seen) -> None:
         """Take as many rays in the next step as will march the wanted number of samples."""
-        waits = isinstance(seen["marched"], Tensor)  # for the GPU; a step that did not know its room has numbers
-        if self.how.recorded and waits and self.done > SETTLING and self.done % NOTE_EVERY:
+        due = not self.how.recorded or self.done <= SETTLING or self.done % NOTE_EVERY == 0
+        if not due and isinstance(seen["marched"], Tensor):  # to look at it is to wait; a step without room, the first of a resumed run, has numbers
             return
         marched, kept = int(seen["marched"]), int(seen["kept"])
         change = min(1.3, max(0.7, self.samples / max(marched, 1)))
-        if self.how.recorded and abs(change - 1) <= SAME_RAYS:
+        if not due or (self.how.recorded and abs(change - 1) <= SAME_RAYS):
             change = 1.0
         self.rays = int(self.rays * change)
         self.run_step.expect(int(marched * change), int(kept * change))
