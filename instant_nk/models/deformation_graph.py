@@ -182,7 +182,7 @@ def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.nda
 
 def _loops_for(vertices: int, nodes: int) -> ModuleType | None:
     """Compiled loops where numba is loaded already, or worth loading: scipy fills a row of all vertices for every node. The graph is the same."""
-    if "numba" not in sys.modules and (vertices * nodes < WORTH_COMPILING or importlib.util.find_spec("numba") is None):
+    if sys.modules.get("numba") is None and (vertices * nodes < WORTH_COMPILING or importlib.util.find_spec("numba") is None):
         return None
     from instant_nk.geometry import geodesic_loops
 
