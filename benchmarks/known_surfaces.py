@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def remesh(vertices: np.ndarray, faces: np.ndarray, rng: np.random.Generator) ->
 
 def write_surfaces(capture: Path, folder: Path) -> None:
     """Every true mesh of a capture, meshed anew."""
-    rng = np.random.default_rng(0)
-    for path in sorted((capture / "gt").glob("mesh_*.ply")):
+    rng, paths = np.random.default_rng(0), sorted((capture / "gt").glob("mesh_*.ply"))
+    if not paths:
+        sys.exit(f"{capture}/gt: no mesh_*.ply. Give the folder of a capture that has the true surface of every frame.")
+    for path in paths:
         whole = truth.load(capture, [int(re.findall(r"\d+", path.stem)[-1])])
         vertices, faces = remesh(whole.vertices[0], whole.faces, rng)
         surface_file.save(folder / path.name, surface_file.Surface.of_mesh(vertices.astype(np.float64), faces))

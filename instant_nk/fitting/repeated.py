@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from instant_nk.fitting.recording import Pool, capture, keeper
+
 RECORD = True
 LEAST = 4  # repetitions that are worth a recording
 LARGE = 1500  # rows of the state from which on the arithmetic takes longer than launching it, and a recording would only hold memory
@@ -35,7 +37,7 @@ def repeat(work: Callable[..., State], state: State, rows: Sequence[tuple[float,
         for t, new in zip(kept, work(*kept, *numbers)):
             t.copy_(new)
 
-    graph = _recorder(state[0].device.index).record(once)
+    graph, _ = capture(once, _memory()[0])
     for row in table[1:]:
         numbers.copy_(row)
         graph.replay()
@@ -43,26 +45,8 @@ def repeat(work: Callable[..., State], state: State, rows: Sequence[tuple[float,
     return kept
 
 
-class _Recorder:
-    """A stream to record on, and memory that one recording leaves to the next."""
-
-    def __init__(self, device: int):
-        self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
-        self.keeper = self.record(lambda: torch.zeros(1, device=f"cuda:{device}"))  # a pool ends with its last recording
-
-    def record(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=self.pool, capture_error_mode="relaxed")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return graph
-
-
 @functools.cache
-def _recorder(device: int) -> _Recorder:
-    return _Recorder(device)
+def _memory() -> tuple[Pool, torch.cuda.CUDAGraph]:
+    """The pool that one recording leaves to the next, and what holds it."""
+    pool = torch.cuda.graph_pool_handle()
+    return pool, keeper(pool)

@@ -7,8 +7,6 @@ number of rays or whatever else its `key` names has changed.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import gc
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.ray_samples import Room
+from instant_nk.fitting.recording import Pool, capture, keeper
 
 SPARE = 1.12  # room for samples in a recording, relative to those that were counted before
 STEP = 4096  # that room is a multiple of
@@ -89,14 +88,14 @@ class Replay(Eager):
         self.graph: torch.cuda.CUDAGraph | None = None
         self.room: Room | None = None
         self.last: Hashable = None
-        self.pool: tuple[int, int] | None = None
+        self.pool: Pool | None = None
         self.keeper: torch.cuda.CUDAGraph | None = None
         self.drawn, self.table, self.seen = {}, None, {}
 
     def _record(self, drawn: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
-        if self.keeper is None:  # holds the pool between recordings: memory of one serves the next
+        if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-            self.keeper = self._captured(lambda: torch.zeros(1, device="cuda"))[0]
+            self.keeper = keeper(self.pool)
         self.drawn = {name: value.clone() for name, value in drawn.items()}
         self.table = torch.zeros(len(numbers), device=next(iter(drawn.values())).device)
         values = dict(zip(numbers, self.table.unbind()))
@@ -106,39 +105,17 @@ class Replay(Eager):
             return self.act(self.drawn, values, self.room)
 
         try:
-            self.graph, self.seen = self._captured(step)
+            self.graph, self.seen = capture(step, self.pool)
         except torch.OutOfMemoryError:
             pass  # outside the handler: until it is left, the exception holds the tensors of the failed recording
         if self.graph is None:  # memory that lies unused after ordinary steps is not given to a recording unless it is returned first
             gc.collect()
             torch.cuda.empty_cache()
-            self.graph, self.seen = self._captured(step)
+            self.graph, self.seen = capture(step, self.pool)
         self.recordings += 1
-
-    def _captured(self, work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-        """A graph of what `work` launches, and what it returned."""
-        graph, stream = torch.cuda.CUDAGraph(), _stream(torch.cuda.current_device())
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=self.pool, capture_error_mode="relaxed")
-            try:
-                result = work()
-            except BaseException:
-                with contextlib.suppress(Exception):  # what went wrong in the middle is the error to tell, above all that memory ran out
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        return graph, result
 
     def _fill(self, drawn: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
         """Copy a step's inputs to where the recording reads them."""
         for name, value in drawn.items():
             self.drawn[name].copy_(value)
         self.table.copy_(torch.tensor(list(numbers.values())), non_blocking=True)
-
-
-@functools.cache
-def _stream(device: int) -> torch.cuda.Stream:
-    """What recordings are made on: one for the process, for torch has 32 streams and hands out the first one again after them."""
-    return torch.cuda.Stream(device)
