@@ -6,14 +6,37 @@ import functools
 import threading
 from collections.abc import Callable
 from functools import cache
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import build
 
 from instant_nk.kernels import ahead
+
+_loading = threading.Lock()
+
+
+def apart(load: Callable[[str, str], ModuleType]) -> Callable[[str, str], SimpleNamespace]:
+    """A loader of compiled modules, `load(name, path)`, that is safe to call from several threads: what it returns nobody changes later.
+
+    Triton up to 3.6 builds a launcher for each signature, all as modules of one name. When Python meets one of them for the second time, it
+    writes its functions into whichever module of that name was loaded last; a thread that was about to take its launcher from there gets that of
+    another kernel, with other arguments.
+    """
+
+    def alone(name: str, path: str) -> SimpleNamespace:
+        with _loading:
+            return SimpleNamespace(**vars(load(name, path)))
+
+    return alone
+
+
+if hasattr(build, "_load_module_from_path"):  # Triton's own name, in every version that torch 2.11 to 2.13 brings
+    build._load_module_from_path = apart(build._load_module_from_path)
 
 
 def launched(**options: Any) -> Callable[[Callable], Kernel]:

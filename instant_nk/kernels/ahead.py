@@ -3,7 +3,8 @@
 A kernel is compiled when it is first launched, and the launching thread waits. Nearly all of that time is spent outside Python's lock,
 so threads that each compile what one launch on a single point needs compile them all in the time of the slowest. What is already
 compiled, in this process or in Triton's cache on disk, costs nothing. The launches themselves follow one after the other: Triton's first
-launch of a kernel is not safe against a second one at the same time, which may find a launcher without a function.
+launch of a kernel is not safe against a second one at the same time, which may find a launcher without a function. Nor is Triton's
+loading of launchers safe against itself; `_triton_memory.apart` makes it so.
 """
 
 from __future__ import annotations

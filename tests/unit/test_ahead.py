@@ -1,8 +1,13 @@
 """Kernels are compiled at the same time, and launched one after the other."""
 
+import importlib.util
 import logging
+import shutil
+import subprocess
+import sysconfig
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,3 +71,48 @@ def test_a_long_compilation_says_what_took_it(gpu, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         ahead.compile_side_by_side([lambda: None], gpu)
     assert "kernels=1 compiled_s=0.0 slowest=tests.unit.test_ahead" in caplog.text
+
+
+def built(folder, number):
+    """A compiled module whose `launch()` says a number, of the name that all launchers bear."""
+    folder.mkdir()
+    source = folder / "launcher.c"
+    source.write_text(
+        "#include <Python.h>\n"
+        f"static PyObject *launch(PyObject *self, PyObject *arguments) {{ return PyLong_FromLong({number}); }}\n"
+        'static PyMethodDef methods[] = {{"launch", launch, METH_VARARGS, ""}, {0}};\n'
+        'static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "launcher_of_a_test", 0, -1, methods};\n'
+        "PyMODINIT_FUNC PyInit_launcher_of_a_test(void) { return PyModule_Create(&module); }\n"
+    )
+    path = folder / "launcher.so"
+    subprocess.run(["cc", "-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", str(source), "-o", str(path)], check=True)
+    return str(path)
+
+
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_launcher_keeps_its_function_whatever_is_loaded_after_it(tmp_path):
+    pytest.importorskip("triton")
+    from instant_nk.kernels._triton_memory import apart
+
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        pytest.skip("needs Python's headers")
+    first, second = built(tmp_path / "first", 1), built(tmp_path / "second", 2)
+    safely = apart(load)
+    safely("launcher_of_a_test", second)
+    kept = safely("launcher_of_a_test", first)
+    again = safely("launcher_of_a_test", second)  # met before: Python writes it into the module of `first`
+    assert (kept.launch(), again.launch()) == (1, 2)
+
+
+def test_tritons_loader_is_the_safe_one():
+    build = pytest.importorskip("triton.runtime.build")
+    from instant_nk.kernels import _triton_memory
+
+    assert build._load_module_from_path.__qualname__.startswith(_triton_memory.apart.__name__)
