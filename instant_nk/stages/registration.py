@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAX_VIEWS = 24  # views compared with the moved surface; more add time, hardly accuracy
 MAX_SIDE = 512  # images are reduced to this for registration, pixels
+SAVING = 0.05  # share of the time that keeping what is done may take: it is written whole, and grows with the clip
 
 
 def run(job: Job) -> None:
@@ -120,9 +122,10 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, given: dict[int,
 
     header = artifact.make_header("motion", motion.FORMAT, "registration", config, _inputs(job))
     progress = log.Progress("registration", len(data.frames), logger)
+    keep = Sparingly(lambda fits: motion.save(_partial(job), _to_motion(fits), header))
 
     def done(fits: dict[int, Fit]) -> None:
-        motion.save(_partial(job), _to_motion(fits), header)
+        keep(fits)
         progress.update(len(fits))
 
     pictures = _pictures(data, nodes, canonical, body, device) if config.image_weight > 0 else None
@@ -130,6 +133,25 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, given: dict[int,
     if given is not None:
         return _to_motion(rig_motion.refine(body, given, observe, options, pictures, known, done))
     return _to_motion(register_sequence(body, list(data.frames), data.canonical_frame, observe, options, pictures, known, done))
+
+
+class Sparingly:
+    """Calls of `save` that take at most a share SAVING of the time: one that comes too early is left out.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, save: Callable[[dict[int, Fit]], None], clock: Callable[[], float] = time.monotonic):
+        self.save, self.clock, self.due = save, clock, clock()
+
+    def __call__(self, fits: dict[int, Fit]) -> None:
+        start = self.clock()
+        if start < self.due:
+            return
+        self.save(fits)
+        end = self.clock()
+        self.due = end + (end - start) / SAVING
 
 
 def _pictures(data: dataset.Dataset, nodes: graph.Graph, canonical: mesh.Mesh, body: Body, device: str) -> Callable[[int], Pictures]:

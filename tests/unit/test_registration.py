@@ -15,6 +15,7 @@ from instant_nk.fitting.registration import Options, register_from
 from instant_nk.fitting.registration_sequence import register_sequence
 from instant_nk.geometry.rotations import so3_exp
 from instant_nk.models import deformation_graph
+from instant_nk.stages import registration as registration_stage
 from tests.unit.shapes import bent, mesh_of, observed, sphere, stripes, tube
 
 OPTIONS = Options()
@@ -300,3 +301,20 @@ def test_a_resumed_sequence_equals_an_undisturbed_one():
     whole = register_sequence(body, list(live), 1, observe, OPTIONS, done=lambda fits: snapshots.append(dict(fits)))
     resumed = register_sequence(body, list(live), 1, observe, OPTIONS, known=snapshots[1])
     assert all(torch.equal(whole[f].pose.translations, resumed[f].pose.translations) for f in live)
+
+
+def test_keeping_what_is_done_takes_a_small_share_of_a_long_clip():
+    now, saved = [0.0], []
+
+    def save(fits):
+        saved.append(len(fits))
+        now[0] += 0.01 * len(fits)  # the whole of it is written
+
+    keep = registration_stage.Sparingly(save, clock=lambda: now[0])
+    for frame in range(1, 1001):
+        now[0] += 1.0
+        keep({f: None for f in range(frame)})
+    assert saved[:5] == [1, 2, 3, 4, 5]  # while it is cheap, every frame
+    assert len(saved) < 100 and max(b - a for a, b in zip(saved, saved[1:])) < 250
+    spent = 0.01 * sum(saved)
+    assert spent < 1.1 * registration_stage.SAVING * now[0]
