@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -45,18 +46,37 @@ def launched(**options: Any) -> Callable[[Callable], Kernel]:
 
 
 class Kernel:
-    """A Triton kernel: `kernel[grid](...)` launches it, and in a thread of `ahead.compiling` compiles and loads what a launch would need, and no more."""
+    """A Triton kernel: `kernel[grid](...)` launches it, and in a call of `ahead.compiling` has what a launch would need compiled and loaded, and no more."""
 
     def __init__(self, function: Any):
         self.function, self.loading = function, threading.Lock()
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return functools.partial(self._compile, grid) if ahead.compiles_only() else self.function[grid]
+        compilation = ahead.compilation()
+        return functools.partial(self._hand_over, compilation, grid) if compilation else self.function[grid]
+
+    def _hand_over(self, compilation: ahead.Compilation, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        """The device must be the current one in the thread that compiles, too: there may be several."""
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+        def work() -> None:
+            with torch.cuda.device(device) if device is not None else contextlib.nullcontext():
+                self._compile(grid, *args, **constants)
+
+        name = f"{self.function.__module__.removeprefix('instant_nk.kernels.')}.{self.function.__name__}"
+        compilation.compile(name, (self, device, *map(_kind, args), *sorted(constants.items())), work)
 
     def _compile(self, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         compiled = self.function.warmup(*args, grid=grid, **constants)
         with self.loading:  # two threads may hold the same: Triton's loading is not safe against that
             getattr(compiled, "_init_handles", lambda: None)()  # builds the launcher; where Triton renames this, the first launch does, later
+
+
+def _kind(value: Any) -> Hashable:
+    """What of a kernel's argument decides which code it needs."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    return (int, value == 1, value % 16 == 0) if isinstance(value, int) else type(value)
 
 
 @triton.jit
@@ -71,6 +91,36 @@ def load_pair(base, index, live):
         first = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
         second = (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     return first, second
+
+
+@triton.jit
+def gather_pair(base, index, live, PTX: tl.constexpr):
+    """`load_pair` from scattered places. With PTX written as the instruction it becomes anyway: Triton's search for neighbouring accesses looks at the whole
+    kernel for each of its own loads, and took 70 % of the compilation of a kernel of many."""
+    if PTX:
+        address, wanted = (base + index).to(tl.int64), live.to(tl.int32)
+        if base.dtype.element_ty == tl.float32:
+            first, second = tl.inline_asm_elementwise(
+                "{.reg .pred p; setp.ne.b32 p, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @p ld.global.v2.b32 {$0, $1}, [$2];}",
+                "=&r,=&r,l,r",
+                [address, wanted],
+                dtype=(tl.int32, tl.int32),
+                is_pure=True,
+                pack=1,
+            )
+            return first.to(tl.float32, bitcast=True), second.to(tl.float32, bitcast=True)
+        else:
+            bits = tl.inline_asm_elementwise(
+                "{.reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.b32 $0, [$1];}",
+                "=&r,l,r",
+                [address, wanted],
+                dtype=tl.int32,
+                is_pure=True,
+                pack=1,
+            )
+            return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32), (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        return load_pair(base, index, live)
 
 
 @triton.jit

@@ -18,6 +18,8 @@ from instant_nk.kernels import _backend, ahead
 class Function:
     """Stands for a JIT function: notes who compiles and who launches."""
 
+    __name__ = "kernel"
+
     def __init__(self):
         self.seen, self.busy, self.most = [], 0, 0
 
@@ -38,20 +40,51 @@ def gpu(monkeypatch):
     return torch.device("cuda")
 
 
-def test_calls_compile_in_threads_and_launch_afterwards_in_the_one_that_asked(gpu):
+def test_kernels_compile_in_threads_each_once_and_launch_afterwards_in_the_one_that_asked(gpu):
     pytest.importorskip("triton")
     from instant_nk.kernels._triton_memory import Kernel
 
-    function = Function()
-    kernel = Kernel(function)
-    calls = [lambda n=n: kernel[(n,)](torch.zeros(1)) for n in range(3)]
-    with ahead.compiling(calls, gpu):
-        assert not ahead.compiles_only()
-        kernel[(7,)]()
-    kinds = [entry[0] for entry in function.seen]
-    assert function.seen[0] == ("launched", (7,), True) and sorted(kinds[1:4]) == ["compiled"] * 3 and kinds[4:] == ["launched"] * 3
-    assert all(main == (kind == "launched") for kind, _, main in function.seen)
-    assert [grid for kind, grid, _ in function.seen if kind == "launched"][1:] == [(0,), (1,), (2,)]
+    functions = [Function(), Function(), Function()]
+    kernels = [Kernel(function) for function in functions]
+
+    def launch(n):
+        for kernel in kernels[: n + 1]:  # several kernels behind one call, and some behind several calls
+            kernel[(n,)](torch.zeros(1), 3.0)
+
+    with ahead.compiling([lambda n=n: launch(n) for n in range(3)], gpu):
+        assert ahead.compilation() is None
+        kernels[0][(7,)]()
+    assert functions[0].seen[0] == ("launched", (7,), True)
+    for k, function in enumerate(functions):
+        seen = function.seen[1:] if k == 0 else function.seen
+        assert [(kind, main) for kind, _, main in seen] == [("compiled", False)] + [("launched", True)] * (3 - k)
+        assert [grid for kind, grid, _ in seen if kind == "launched"] == [(n,) for n in range(k, 3)]
+
+
+def test_kernels_behind_one_call_compile_at_the_same_time(gpu):
+    pytest.importorskip("triton")
+    from instant_nk.kernels._triton_memory import Kernel
+
+    together = threading.Barrier(2, timeout=20)
+
+    class Waiting(Function):
+        def warmup(self, *args, grid):
+            together.wait()
+
+    kernels = [Kernel(Waiting()), Kernel(Waiting())]
+    ahead.compile_side_by_side([lambda: [kernel[(1,)](torch.zeros(1)) for kernel in kernels]], gpu)
+
+
+def test_an_error_of_a_kernel_is_raised(gpu):
+    pytest.importorskip("triton")
+    from instant_nk.kernels._triton_memory import Kernel
+
+    class Broken(Function):
+        def warmup(self, *args, grid):
+            raise RuntimeError("no room for registers")
+
+    with pytest.raises(RuntimeError, match="no room for registers"):
+        ahead.compile_side_by_side([lambda: Kernel(Broken())[(1,)](torch.zeros(1))], gpu)
 
 
 def test_an_error_of_a_call_is_raised(gpu):
@@ -67,10 +100,13 @@ def test_nothing_is_called_where_kernels_are_not_tritons():
 
 
 def test_a_long_compilation_says_what_took_it(gpu, monkeypatch, caplog):
+    pytest.importorskip("triton")
+    from instant_nk.kernels._triton_memory import Kernel
+
     monkeypatch.setattr(ahead, "WORTH_SAYING", 0.0)
     with caplog.at_level(logging.INFO):
-        ahead.compile_side_by_side([lambda: None], gpu)
-    assert "kernels=1 compiled_s=0.0 slowest=tests.unit.test_ahead" in caplog.text
+        ahead.compile_side_by_side([lambda: Kernel(Function())[(1,)](torch.zeros(1))], gpu)
+    assert "kernels=1 compiled_s=0.1 slowest=tests.unit.test_ahead.kernel slowest_s=0.1" in caplog.text
 
 
 def built(folder, number):

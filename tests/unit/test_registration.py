@@ -313,7 +313,7 @@ def test_keeping_what_is_done_takes_a_small_share_of_a_long_clip():
     keep = registration_stage.Sparingly(save, clock=lambda: now[0])
     for frame in range(1, 1001):
         now[0] += 1.0
-        keep({f: None for f in range(frame)})
+        keep(dict.fromkeys(range(frame)))
     assert saved[:5] == [1, 2, 3, 4, 5]  # while it is cheap, every frame
     assert len(saved) < 100 and max(b - a for a, b in zip(saved, saved[1:])) < 250
     spent = 0.01 * sum(saved)

@@ -20,13 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from instant_nk.kernels import _backend
-from instant_nk.kernels._triton_memory import launched, load_pair, vector_atomics
+from instant_nk.kernels._triton_memory import gather_pair, launched, load_pair, vector_atomics
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
 SCALES = True  # the Jacobian's scale and number of axes are arguments of `forward` and `backward`
 POINTS = 64  # per program
 WARPS = 4
 PAIRS = 4  # pairs of channels per program: a sector of the output
+PTX = True  # see `gather_pair`
 COPIED_ROWS = 1 << 18  # a coarse level is copied up to this many rows when gradients are added to it,
 COPIES = 16  # and at most so many times,
 COPY_FROM = 4096  # where there are points enough to collide
@@ -157,6 +158,7 @@ def _gather(
     DIMS: tl.constexpr,
     MASK: tl.constexpr,
     SLOPES: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """This lane's share of one pair of channels and, with SLOPES, of its derivatives along each axis."""
     live = _among(live, side, pair, open_pairs)
@@ -171,7 +173,7 @@ def _gather(
         if DIMS == 4:
             row = _join(dense, row, k3 + m3 * (corner >> 2))
             w3 = _side(corner >> 2, f3)
-        va, vb = load_pair(table, ((row & MASK).to(tl.int32) + offset) * F + channel, live)
+        va, vb = gather_pair(table, ((row & MASK).to(tl.int32) + offset) * F + channel, live, PTX)
         w23 = w2 * w3
         w = w1 * w23
         ua += w * va
@@ -204,7 +206,7 @@ def _along(d0, d1, d2, d3, a0, b0, a1, b1, a2, b2, a3, b3, DIMS: tl.constexpr):
 def _forward_kernel(
     x, table, layout, direction, features, jacobian, n_points, open_pairs, scale,
     F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, JACOBIAN: tl.constexpr, AXES: tl.constexpr, ALONG: tl.constexpr,
-    POINTS: tl.constexpr,
+    PTX: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
     """Features, with JACOBIAN `scale` times their derivatives along the first AXES too; with ALONG the derivative along a direction of each point instead."""
     WIDTH: tl.constexpr = LEVELS * F
@@ -215,10 +217,10 @@ def _forward_kernel(
     pair = tl.program_id(1) * 4
     p0, p1, p2, p3 = _position(x, n, live, DIMS)
     SLOPES: tl.constexpr = JACOBIAN or ALONG
-    a, b, pa0, pb0, pa1, pb1, pa2, pb2, pa3, pb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
-    c, d, qa0, qb0, qa1, qb1, qa2, qb2, qa3, qb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 1, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
-    e, f, ra0, rb0, ra1, rb1, ra2, rb2, ra3, rb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 2, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
-    g, h, sa0, sb0, sa1, sb1, sa2, sb2, sa3, sb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 3, open_pairs, F, LEVELS, DIMS, MASK, SLOPES)
+    a, b, pa0, pb0, pa1, pb1, pa2, pb2, pa3, pb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair, open_pairs, F, LEVELS, DIMS, MASK, SLOPES, PTX)
+    c, d, qa0, qb0, qa1, qb1, qa2, qb2, qa3, qb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 1, open_pairs, F, LEVELS, DIMS, MASK, SLOPES, PTX)
+    e, f, ra0, rb0, ra1, rb1, ra2, rb2, ra3, rb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 2, open_pairs, F, LEVELS, DIMS, MASK, SLOPES, PTX)
+    g, h, sa0, sb0, sa1, sb1, sa2, sb2, sa3, sb3 = _gather(p0, p1, p2, p3, table, layout, side, live, pair + 3, open_pairs, F, LEVELS, DIMS, MASK, SLOPES, PTX)
     if ALONG:
         d0, d1, d2, d3 = _position(direction, n, live, DIMS)
         a, b = _along(d0, d1, d2, d3, pa0, pb0, pa1, pb1, pa2, pb2, pa3, pb3, DIMS)
@@ -237,11 +239,12 @@ def _forward_kernel(
 
 @triton.jit
 def _cotangents(
-    direction, grad_jacobian, scale, n, live, column, ga, gb, axis, MODE: tl.constexpr, WIDTH: tl.constexpr, DIMS: tl.constexpr, AXES: tl.constexpr
-):
+    direction, grad_jacobian, scale, n, live, column, ga, gb, axis,
+    MODE: tl.constexpr, WIDTH: tl.constexpr, DIMS: tl.constexpr, AXES: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
     """Cotangent of a pair of channels' derivative along one axis: given, or the features' cotangent times a direction."""
     if MODE == "given":
-        a, b = load_pair(grad_jacobian, n * (AXES * WIDTH) + axis * WIDTH + column, live)
+        a, b = gather_pair(grad_jacobian, n * (AXES * WIDTH) + axis * WIDTH + column, live, PTX)
         a, b = a * scale, b * scale
     else:
         d = tl.load(direction + n * DIMS + axis, mask=live, other=0.0)
@@ -253,7 +256,7 @@ def _cotangents(
 def _scatter(
     p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair, open_pairs, ga, gb, x0, x1, x2, x3,
     F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr, AXES: tl.constexpr,
-    TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr,
+    TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Send the cotangents of one pair of channels to the table and, gathering anew, to this lane's share of the position's gradient."""
     live = _among(live, side, pair, open_pairs)
@@ -270,13 +273,13 @@ def _scatter(
         ca, cb = w0 * ga, w0 * gb
     ka1, kb1, ka2, kb2, ka3, kb3, sa, sb = zero, zero, zero, zero, zero, zero, zero, zero
     if JACOBIAN != "none":  # cotangents of the slopes along y, z, t, with their cells
-        ja0, jb0 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 0, JACOBIAN, WIDTH, DIMS, AXES)
-        ja1, jb1 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 1, JACOBIAN, WIDTH, DIMS, AXES)
-        ja2, jb2 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 2, JACOBIAN, WIDTH, DIMS, AXES)
+        ja0, jb0 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 0, JACOBIAN, WIDTH, DIMS, AXES, PTX)
+        ja1, jb1 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 1, JACOBIAN, WIDTH, DIMS, AXES, PTX)
+        ja2, jb2 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 2, JACOBIAN, WIDTH, DIMS, AXES, PTX)
         sa, sb, ka1, kb1, ka2, kb2 = s0 * ja0, s0 * jb0, c1 * ja1, c1 * jb1, c2 * ja2, c2 * jb2
         ca, cb = ca + sa, cb + sb
         if AXES == 4:
-            ja3, jb3 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 3, JACOBIAN, WIDTH, DIMS, AXES)
+            ja3, jb3 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 3, JACOBIAN, WIDTH, DIMS, AXES, PTX)
             ka3, kb3 = c3 * ja3, c3 * jb3
     u0, u1, u2, u3 = zero, zero, zero, zero
     for corner in tl.static_range(1 << (DIMS - 1)):
@@ -301,7 +304,7 @@ def _scatter(
         if TO_TABLE:
             _add_pair(grad_table, (row + target) * F + channel, w0 * ha + w * sa, w0 * hb + w * sb, live, VECTOR)
         if TO_X:
-            va, vb = load_pair(table, (row + offset) * F + channel, live)
+            va, vb = gather_pair(table, (row + offset) * F + channel, live, PTX)
             u0 += va * ha + vb * hb
             r = va * ca + vb * cb
             u1 += e1 * r
@@ -331,7 +334,7 @@ def _scatter(
 def _backward_kernel(
     x, table, layout, direction, grad_features, grad_jacobian, grad_table, grad_x, n_points, open_pairs, scale,
     F: tl.constexpr, LEVELS: tl.constexpr, DIMS: tl.constexpr, MASK: tl.constexpr, FEATURES: tl.constexpr, JACOBIAN: tl.constexpr, AXES: tl.constexpr,
-    TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr, POINTS: tl.constexpr,
+    TO_TABLE: tl.constexpr, TO_X: tl.constexpr, VECTOR: tl.constexpr, PTX: tl.constexpr, POINTS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of <grad_features, features> + <cotangent, Jacobian> to the table and the positions.
 
@@ -355,16 +358,16 @@ def _backward_kernel(
     p0, p1, p2, p3 = _position(x, n, live, DIMS)
     x0, x1, x2, x3 = _scatter(
         p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair, open_pairs, a, b, x0, x1, x2, x3,
-        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR, PTX)  # fmt: skip
     x0, x1, x2, x3 = _scatter(
         p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair + 1, open_pairs, c, d, x0, x1, x2, x3,
-        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR, PTX)  # fmt: skip
     x0, x1, x2, x3 = _scatter(
         p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair + 2, open_pairs, e, f, x0, x1, x2, x3,
-        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR, PTX)  # fmt: skip
     x0, x1, x2, x3 = _scatter(
         p0, p1, p2, p3, table, layout, direction, grad_jacobian, scale, grad_table, n, side, live, pair + 3, open_pairs, g, h, x0, x1, x2, x3,
-        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR)  # fmt: skip
+        F, LEVELS, DIMS, MASK, FEATURES, JACOBIAN, AXES, TO_TABLE, TO_X, VECTOR, PTX)  # fmt: skip
     if TO_X:
         # One partial sum per group of levels: adding them up afterwards is cheaper than atomics, and the same at every run.
         at = (tl.program_id(1).to(tl.int64) * n_points + n) * DIMS + side
@@ -444,7 +447,7 @@ def _forward(
         with _backend.on(x):
             _forward_kernel[_grid(len(x), spec)](
                 x, table, _layout(spec, x.device, False)[0], direction, features, jacobian, len(x), open_levels * spec.features // 2, scale,
-                JACOBIAN=with_jacobian, AXES=axes, ALONG=direction is not None, **_constants(spec),
+                JACOBIAN=with_jacobian, AXES=axes, ALONG=direction is not None, PTX=PTX and x.is_cuda, **_constants(spec),
             )  # fmt: skip
     return features, jacobian
 
@@ -489,7 +492,7 @@ def backward(
             _backward_kernel[grid](
                 x, table, layout, direction, grad_features, grad_jacobian, sums, partial, len(x), open_levels * spec.features // 2, scale,
                 FEATURES=grad_features is not None and direction is None, JACOBIAN=mode, AXES=grad_jacobian.shape[1] if mode == "given" else spec.dims,
-                TO_TABLE=to_table, TO_X=to_x, VECTOR=vector_atomics(x.device), **_constants(spec, points),
+                TO_TABLE=to_table, TO_X=to_x, VECTOR=vector_atomics(x.device), PTX=PTX and x.is_cuda, **_constants(spec, points),
             )  # fmt: skip
     for level, start in apart:
         own = slice(spec.offsets[level], spec.offsets[level] + spec.level_rows[level])
