@@ -48,8 +48,8 @@ BOX_MARGIN = 0.1
 END_PENALTY = 0.05
 """What lying at an end of the clip takes off a frame's hull surface when the canonical frame is chosen."""
 FIRST_BONUS = 0.02
-"""What being the first frame adds: points are followed from there, and on the rest shape they start without error. No more: five per cent, tried
-on six captures, took a first frame with folded limbs over one of 6 % more surface, and lost half of the accuracy there (docs/motion.md)."""
+"""What being the first frame adds: points are followed from there, and on the rest shape they start without error. No more: at five
+per cent, a first frame with folded limbs was taken over one of 6 % more surface, at half the accuracy (docs/decisions.md)."""
 GIB = 1 << 30
 SEARCH_SIDE = 256
 """Longer side, in pixels, of the masks from which a box is proposed."""
