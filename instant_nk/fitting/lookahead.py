@@ -1,8 +1,9 @@
-"""Prepare the next item in the background while the present one is worked on: reading images beside a busy GPU."""
+"""Prepare items in the background while others are worked on: reading images beside a busy GPU, or several at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -28,3 +29,22 @@ class Lookahead(Generic[K, V]):
         value = self._make(key) if ready is None else ready.result()
         self._waiting = {} if key not in self._next else {self._next[key]: self._pool.submit(self._make, self._next[key])}
         return value
+
+
+def in_order(make: Callable[[K], V], keys: Sequence[K], threads: int) -> Iterator[V]:
+    """`make(key)` of every key, in their order, by several threads; as many values as there are threads wait at most."""
+    if threads < 2 or len(keys) < 2:
+        yield from map(make, keys)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[V]] = deque()
+        try:
+            for key in keys:
+                if len(waiting) == threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(make, key))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

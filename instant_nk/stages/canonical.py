@@ -33,7 +33,7 @@ def run(job: Job) -> None:
     measure = log.measure()
     config, dataset = job.config.canonical, dataset_io.load(job.paths.manifest)
     frame = dataset.canonical_frame
-    source = PixelSource(dataset, [frame], config.max_pixels, job.device)
+    source = PixelSource(dataset, [frame], config.max_pixels, job.device, torch.get_num_threads())
     logger.info("canonical %s", log.fields(frame=frame, cameras=len(dataset.cameras), pixels=len(source)))
     given, inputs = None, {"dataset": artifact.file_hash(job.paths.manifest)}
     if config.mesh:

@@ -50,7 +50,7 @@ def train_deform(job: Job, dataset: Dataset, frames: list[int]) -> dict:
     bound = config.residual_bound * graph_io.load(job.paths.graph).spacing
     field, canonical = window_files.new_field(job.paths, dataset, job.part, spec, bound, job.device, config.appearance)
     with compiling(field.rehearsals(), torch.device(job.device)):
-        source = PixelSource(dataset, frames, config.max_pixels, job.device)
+        source = PixelSource(dataset, frames, config.max_pixels, job.device, torch.get_num_threads())
     logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), nodes=len(field.skeleton.nodes), inv_std=canonical.inv_std))
     header = _header(job, window_files.inputs_of(job.paths))
     how = how_of(job, job.paths.field(job.part), f"field_{job.part}")
@@ -69,7 +69,7 @@ def train_deform(job: Job, dataset: Dataset, frames: list[int]) -> dict:
 def train_live(job: Job, dataset: Dataset, frames: list[int]) -> dict:
     """A field in live space, as fine as the canonical one; returns its numbers."""
     config = job.config.field
-    source = PixelSource(dataset, frames, config.max_pixels, job.device)
+    source = PixelSource(dataset, frames, config.max_pixels, job.device, torch.get_num_threads())
     logger.info("field %s", log.fields(window=job.part, frames=len(frames), pixels=len(source), dyna_mode=config.dyna_mode))
     logger.warning("%s", window_files.untracked(config.dyna_mode))
     header = _header(job, window_files.live_inputs_of(job.paths))

@@ -84,6 +84,17 @@ def test_no_more_pixels_are_kept_than_allowed_and_every_view_has_its_share(made)
     assert set(kept) <= wanted and len(set(kept)) == len(kept)
 
 
+def test_several_readers_keep_the_same_pixels_as_one(made):
+    dataset, everything = made
+    for most in (MANY, 1200):
+        alone, together = PixelSource(dataset, [0, 2], most), PixelSource(dataset, [0, 2], most, threads=3)
+        for name in ("colours", "pixels", "views"):
+            assert torch.equal(getattr(alone, name), getattr(together, name))
+    image, first = dataset.image(0, 0), everything.views == 0
+    columns, rows = everything.pixels[first].long().numpy().T
+    assert (everything.colours[first].numpy() == image[rows, columns]).all() and len(rows) > (image[..., 3] > 0).sum()
+
+
 def test_other_frames_are_never_read(tmp_path):
     dataset = datasets.load(neural_fixtures.balls(tmp_path).paths.manifest)
     for camera in range(len(dataset.cameras)):
