@@ -13,11 +13,11 @@ from instant_nk.errors import ConfigError, ContractError
 # Raise a stage's version when its result changes for the same input and config: Snakemake then re-runs it.
 STAGE_VERSION = {
     "synthetic": 1,
-    "dataset": 2,
+    "dataset": 3,
     "canonical": 3,
     "graph": 2,
     "observation": 3,
-    "registration": 3,
+    "registration": 4,
     "field": 3,
     "mesh": 2,
     "report": 2,

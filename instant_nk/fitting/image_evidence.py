@@ -27,6 +27,8 @@ MARGIN = 12  # pixels kept around each mask
 LEVELS = 4  # pyramid levels: the coarsest pixel is eight pixels wide
 OUTLINE_POINTS = 200  # per view: an outline is smooth at the distance of its neighbours
 DEAD_ZONE = 1.0  # pixels by which an outline may miss before it is pulled: masks are no finer than that, surfaces are
+USUAL_NOISE = 0.02  # intensity by which colours usually differ from the canonical frame's; a frame where they differ less weighs its colours more,
+TRUST = (0.25, 2.0)  # by a factor on the residual between these: what is left between colours that agree well is blur, not noise
 GAIN_RANGE = (0.6, 1.6)  # shading may change a point's brightness by no more
 
 
@@ -324,7 +326,7 @@ def remember(body: Body, sight: Sight, views: Views, images: FrameImages, pose: 
 def add_colours(
     evidence: Evidence, body: Body, pose: Pose, views: Views, sight: Sight, images: FrameImages, appearance: Appearance, level: int, weight: float
 ) -> float:
-    """Add the photometric residuals at one pyramid level; `weight` turns squared intensity into the evidence's squared length.
+    """Add the photometric residuals at one pyramid level; `weight` turns squared intensity into the evidence's squared length, at the usual noise.
 
     Returns:
         median absolute residual, intensity in [0, 1] (0 where nothing is seen).
@@ -341,14 +343,16 @@ def add_colours(
     gain = _gain(body, point, facing, values[:, :3], reference)
     residual = values[:, :3] - gain[:, None] * reference
     size = residual.norm(dim=-1)
-    scale = max(2.0 * float(size.median()), 0.03)
+    typical = float(size.median())
+    scale = max(2.0 * typical, 0.03)
+    weight = weight * min(max(USUAL_NOISE / max(typical, 1e-9), TRUST[0]), TRUST[1]) ** 2
     robust = facing.square() * torch.exp(-0.5 * (size / scale) ** 2)
     seen_by = body.points.new_zeros(len(body.points)).index_add_(0, point, facing.square())
     robust = weight * robust / seen_by[point].clamp_min(1e-9)
     slope = values[:, 3:9].reshape(-1, 3, 2) * images.levels[level].scale
     rows = small_matmul(slope, views.jacobian(local[view, point], view))  # [S, 3 channels, 3]
     evidence.add_directions(point.repeat_interleave(3), rows.reshape(-1, 3), residual.reshape(-1), robust.repeat_interleave(3))
-    return float(size.median())
+    return typical
 
 
 def _gain(body: Body, point: Tensor, facing: Tensor, seen: Tensor, reference: Tensor) -> Tensor:
