@@ -1,0 +1,99 @@
+"""What images say of motion along a surface: a painted ball that turns about itself, which its surface and outline do not show."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from instant_nk.fitting import image_evidence
+from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, step
+from instant_nk.fitting.image_evidence import Shell, Views, add_colours, load_images, look, remember
+from instant_nk.geometry.rasterize import interpolate, rasterize
+from instant_nk.geometry.rotations import so3_exp
+from instant_nk.models import deformation_graph
+from tests.unit.shapes import mesh_of, sphere
+
+SIDE, ANGLE = 120, 0.06  # pixels; radians that the ball has turned by
+K = torch.tensor([[1.6 * SIDE, 0, SIDE / 2], [0, 1.6 * SIDE, SIDE / 2], [0, 0, 1.0]], dtype=torch.float64)
+
+
+def cameras(count=4):
+    """World-to-camera matrices around the y axis, two units away and looking at the middle."""
+    result = []
+    for angle in torch.arange(count) * 2 * torch.pi / count:
+        c, s = torch.cos(angle), torch.sin(angle)
+        matrix = torch.eye(4, dtype=torch.float64)
+        matrix[:3, :3] = torch.tensor([[c, 0, -s], [0, -1, 0], [-s, 0, -c]])
+        matrix[2, 3] = 2
+        result.append(matrix)
+    return torch.stack(result)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """The ball hung on a graph, and its views."""
+    vertices, faces = sphere(rings=24)
+    graph, mesh = deformation_graph.build(vertices, faces, max_nodes=40), mesh_of(vertices, faces)
+    views = Views(list(range(4)), cameras(), K.expand(4, 3, 3), [(SIDE, SIDE)] * 4, [1] * 4)
+    return SimpleNamespace(mesh=mesh, body=Body.from_mesh(graph, mesh, 800), shell=Shell.from_mesh(graph, mesh), views=views)
+
+
+def images(scene, turn, noise=0.0):
+    """What the views see of the ball turned by a rotation [3, 3], every pixel off by `noise` at random."""
+    random = np.random.default_rng(0)
+
+    def image(camera, frame):
+        faces = torch.from_numpy(scene.mesh.faces)
+        seen = rasterize(torch.from_numpy(scene.mesh.vertices).double() @ turn.T, faces, scene.views.w2c[camera], K, (SIDE, SIDE))
+        colours = interpolate(seen, faces, torch.from_numpy(scene.mesh.colours)).numpy() + random.normal(0, noise, (SIDE, SIDE, 3))
+        alpha = (seen.face_index >= 0).numpy()[..., None]
+        return np.round(255 * np.concatenate([colours.clip(0, 1) * alpha, alpha], -1)).astype(np.uint8)
+
+    return load_images(SimpleNamespace(image=image), scene.views, 0)
+
+
+def turned():
+    return so3_exp(torch.tensor([[ANGLE, 0.5 * ANGLE, 0]], dtype=torch.float64))[0]
+
+
+def colours_at(scene, pose, pictures, appearance):
+    evidence = Evidence.none(scene.body)
+    typical = add_colours(evidence, scene.body, pose, scene.views, look(scene.body, scene.shell, pose, scene.views), pictures, appearance, 0, 1.0)
+    return evidence, typical
+
+
+def test_colours_show_how_a_ball_has_turned(scene):
+    body, rest = scene.body, Pose.identity(scene.body)
+    appearance = remember(body, look(body, scene.shell, rest, scene.views), scene.views, images(scene, torch.eye(3, dtype=torch.float64)), rest)
+    live, pose = images(scene, turned()), rest
+    wrong = (body.points @ turned().T - body.points).norm(dim=-1).mean()
+    for _ in range(8):
+        evidence, _ = colours_at(scene, pose, live, appearance)
+        pose, _ = step(body, pose, evidence, edge_weights(body, pose, 0.1, 0.5))
+    left = (body.points @ turned().T - body.warp(pose)).norm(dim=-1)
+    assert left.mean() < 0.1 * wrong
+
+
+@pytest.mark.parametrize("noise, least, most", ((0.0, 1.0, 4.0), (0.12, 0.0625, 0.9), (0.5, 0.0625, 0.0626)))
+def test_colours_weigh_by_how_well_they_agree(scene, monkeypatch, noise, least, most):
+    body, rest = scene.body, Pose.identity(scene.body)
+    appearance = remember(body, look(body, scene.shell, rest, scene.views), scene.views, images(scene, torch.eye(3, dtype=torch.float64)), rest)
+    live = images(scene, so3_exp(torch.tensor([[0.1 * ANGLE, 0, 0]], dtype=torch.float64))[0], noise)
+    weighed, typical = colours_at(scene, rest, live, appearance)
+    monkeypatch.setattr(image_evidence, "TRUST", (1.0, 1.0))
+    alike, _ = colours_at(scene, rest, live, appearance)
+    share = float(weighed.hessian.norm() / alike.hessian.norm())
+    assert least <= share <= most
+    assert share == pytest.approx(min(max(image_evidence.USUAL_NOISE / typical, 0.25), 2.0) ** 2)
+    torch.testing.assert_close(weighed.gradient, share * alike.gradient)
+
+
+def test_nothing_seen_is_no_evidence(scene):
+    body, rest = scene.body, Pose.identity(scene.body)
+    appearance = remember(body, look(body, scene.shell, rest, scene.views), scene.views, images(scene, torch.eye(3, dtype=torch.float64)), rest)
+    away = Pose(rest.rotations, rest.translations + torch.tensor([0, 5.0, 0]))
+    evidence, typical = colours_at(scene, away, images(scene, turned()), appearance)
+    assert typical == 0 and not evidence.hessian.any()
