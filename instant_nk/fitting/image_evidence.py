@@ -27,7 +27,7 @@ MARGIN = 12  # pixels kept around each mask
 LEVELS = 4  # pyramid levels: the coarsest pixel is eight pixels wide
 OUTLINE_POINTS = 200  # per view: an outline is smooth at the distance of its neighbours
 DEAD_ZONE = 1.0  # pixels by which an outline may miss before it is pulled: masks are no finer than that, surfaces are
-USUAL_NOISE = 0.02  # intensity by which colours usually differ from the canonical frame's; a frame where they differ less weighs its colours more,
+USUAL_NOISE = 0.016  # intensity by which colours usually differ from the canonical frame's; a frame where they differ less weighs its colours more,
 TRUST = (0.25, 2.0)  # by a factor on the residual between these: what is left between colours that agree well is blur, not noise
 GAIN_RANGE = (0.6, 1.6)  # shading may change a point's brightness by no more
 
