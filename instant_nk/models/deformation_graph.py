@@ -25,7 +25,7 @@ BRIDGE_WEIGHT = 0.003  # stiffness of links between components: a loose part fol
 LONG_RANGE_WEIGHT = 0.05  # stiffness of links of the coarser levels, relative to links between neighbours
 CLOUD_POINTS = 20000  # of a point cloud used to lay out its graph
 FACING = 0.3  # cosine between the normals of linked points of a cloud: less belongs to the other side of something thin
-WORTH_COMPILING = 100_000_000  # vertices times nodes from which on compiled loops save more than their first compilation takes, 7 to 12 s
+WORTH_COMPILING = 25_000_000  # vertices times nodes from which on loading numba pays: scipy takes two seconds there, the loops one, their first compilation 7 to 12
 LEVEL_RATIO = 4  # each coarser level keeps a quarter of the nodes: twice the spacing
 
 
@@ -181,9 +181,8 @@ def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.nda
 
 
 def _loops_for(vertices: int, nodes: int) -> ModuleType | None:
-    """Compiled loops where they are loaded already, or worth it: scipy fills a row of all vertices for every node. The graph is the same."""
-    loaded = "instant_nk.geometry.geodesic_loops" in sys.modules
-    if not loaded and (vertices * nodes < WORTH_COMPILING or importlib.util.find_spec("numba") is None):
+    """Compiled loops where numba is loaded already, or worth loading: scipy fills a row of all vertices for every node. The graph is the same."""
+    if sys.modules.get("numba") is None and (vertices * nodes < WORTH_COMPILING or importlib.util.find_spec("numba") is None):
         return None
     from instant_nk.geometry import geodesic_loops
 
