@@ -25,9 +25,7 @@ BRIDGE_WEIGHT = 0.003  # stiffness of links between components: a loose part fol
 LONG_RANGE_WEIGHT = 0.05  # stiffness of links of the coarser levels, relative to links between neighbours
 CLOUD_POINTS = 20000  # of a point cloud used to lay out its graph
 FACING = 0.3  # cosine between the normals of linked points of a cloud: less belongs to the other side of something thin
-WORTH_COMPILING = (
-    25_000_000  # vertices times nodes from which on loading numba pays: scipy takes two seconds there, the loops one, their first compilation 7 to 12
-)
+WORTH_COMPILING = 25_000_000  # vertices times nodes from which on loading numba pays: scipy takes two seconds there, a first compilation ten
 LEVEL_RATIO = 4  # each coarser level keeps a quarter of the nodes: twice the spacing
 
 

@@ -1,7 +1,9 @@
 """Instructions written out by hand, which the interpreter cannot run: that they assemble for a GPU, on a machine without one."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,9 +57,6 @@ def test_a_gather_by_hand_assembles_for_a_gpu(tmp_path):
 
 
 def environment(folder):
-    import os
-    from pathlib import Path
-
     root = str(Path(__file__).parents[2])
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return kept | {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": root}

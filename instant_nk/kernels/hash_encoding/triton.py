@@ -27,7 +27,6 @@ SCALES = True  # the Jacobian's scale and number of axes are arguments of `forwa
 POINTS = 64  # per program
 WARPS = 4
 PAIRS = 4  # pairs of channels per program: a sector of the output
-PTX = True  # see `gather_pair`
 COPIED_ROWS = 1 << 18  # a coarse level is copied up to this many rows when gradients are added to it,
 COPIES = 16  # and at most so many times,
 COPY_FROM = 4096  # where there are points enough to collide
@@ -447,7 +446,7 @@ def _forward(
         with _backend.on(x):
             _forward_kernel[_grid(len(x), spec)](
                 x, table, _layout(spec, x.device, False)[0], direction, features, jacobian, len(x), open_levels * spec.features // 2, scale,
-                JACOBIAN=with_jacobian, AXES=axes, ALONG=direction is not None, PTX=PTX and x.is_cuda, **_constants(spec),
+                JACOBIAN=with_jacobian, AXES=axes, ALONG=direction is not None, PTX=x.is_cuda, **_constants(spec),
             )  # fmt: skip
     return features, jacobian
 
@@ -492,7 +491,7 @@ def backward(
             _backward_kernel[grid](
                 x, table, layout, direction, grad_features, grad_jacobian, sums, partial, len(x), open_levels * spec.features // 2, scale,
                 FEATURES=grad_features is not None and direction is None, JACOBIAN=mode, AXES=grad_jacobian.shape[1] if mode == "given" else spec.dims,
-                TO_TABLE=to_table, TO_X=to_x, VECTOR=vector_atomics(x.device), PTX=PTX and x.is_cuda, **_constants(spec, points),
+                TO_TABLE=to_table, TO_X=to_x, VECTOR=vector_atomics(x.device), PTX=x.is_cuda, **_constants(spec, points),
             )  # fmt: skip
     for level, start in apart:
         own = slice(spec.offsets[level], spec.offsets[level] + spec.level_rows[level])
