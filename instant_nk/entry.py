@@ -221,6 +221,9 @@ def guarded(work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         _complain("interrupted. Run the same command again to go on.")
         return INTERRUPTED
+    except Terminated:
+        _complain("ended from outside (SIGTERM). Run the same command again to go on.")
+        raise
     except SystemExit:  # --help and the like
         _reader_left()
         raise
@@ -243,10 +246,13 @@ def guarded(work: Callable[[], None]) -> int:
     return 0
 
 
+class Terminated(SystemExit):
+    """Raised where the work stands when SIGTERM arrives, so that files written aside are removed."""
+
+
 def _terminate(*_: object) -> None:
-    """Leave as if by an exception, so that files written aside are removed."""
-    _complain("ended from outside (SIGTERM). Run the same command again to go on.")
-    sys.exit(128 + signal.SIGTERM)
+    """Only raise: the signal may have come in the midst of a write, and a second write to the same stream is an error."""
+    raise Terminated(128 + signal.SIGTERM)
 
 
 def _reader_left() -> bool:
