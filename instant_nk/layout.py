@@ -13,7 +13,7 @@ from instant_nk.errors import ConfigError, ContractError
 # Raise a stage's version when its result changes for the same input and config: Snakemake then re-runs it.
 STAGE_VERSION = {
     "synthetic": 1,
-    "dataset": 3,
+    "dataset": 4,
     "canonical": 3,
     "graph": 2,
     "observation": 3,

@@ -12,6 +12,8 @@ import numpy as np
 
 VOXELS_PER_STEP = 1 << 19
 """Voxels projected at a time, which bounds memory."""
+NEEDED = 0.005
+"""Share of some mask that a separate part of a hull, seen by less than half of the cameras, must alone account for."""
 
 
 @dataclass(frozen=True)
@@ -238,29 +240,99 @@ def explained_shares(hull: np.ndarray, cameras: list[Silhouette], K: np.ndarray,
 
     A mask pixel without hull behind it was denied by other cameras: one of the poses or masks is wrong there. 1 for an empty mask.
     """
+    points = _centres(_surface(hull), hull.shape[0])  # the surface alone fills the outline
+    return np.array([_Raster(points, 2 / hull.shape[0], *camera).share() for camera in zip(cameras, K, c2w)])
+
+
+def within_box(hull: np.ndarray, extent: np.ndarray, margin: int = 2) -> np.ndarray:
+    """A hull over [-1, 1]^3 without voxels farther than `margin` of them outside the box from -extent to extent."""
     resolution = hull.shape[0]
+    centres = np.abs((2 * np.arange(resolution) + 1) / resolution - 1)
+    near = [centres < edge + 2 * margin / resolution for edge in np.broadcast_to(extent, 3)]
+    return hull & near[0][:, None, None] & near[1][:, None] & near[2]
+
+
+def without_phantoms(hull: np.ndarray, cameras: list[Silhouette], K: np.ndarray, c2w: np.ndarray) -> np.ndarray:
+    """A hull over [-1, 1]^3 without separate parts that no mask needs.
+
+    Where few cameras look, cones of the same subject meet beside it. Such a part shows nothing that the subject itself does not
+    account for. Kept is each part that half of the cameras see, on average over its voxels, and from the largest on each other one
+    without which some mask would lose `NEEDED` of itself.
+    """
+    from scipy.ndimage import label
+
+    parts, count = label(hull, np.ones((3, 3, 3)))
+    voting = [i for i, camera in enumerate(cameras) if camera.subject]
+    if count < 2 or not voting:
+        return hull
+    shell = _surface(hull)
+    part = parts[shell] - 1
+    rasters = [_Raster(_centres(shell, hull.shape[0]), 2 / hull.shape[0], cameras[i], K[i], c2w[i]) for i in voting]
+    sizes = np.bincount(part, minlength=count)
+    seen = sum(np.bincount(part, raster.cells >= 0, count) for raster in rasters) / (len(voting) * np.maximum(sizes, 1))
+    kept = seen >= 0.5
+    if not kept.any():
+        kept[sizes.argmax()] = True
+    for raster in rasters:
+        raster.reach(kept[part])
+    members = np.split(np.argsort(part, kind="stable"), np.cumsum(sizes)[:-1])
+    for candidate in np.argsort(-sizes, kind="stable"):
+        if not kept[candidate] and max(raster.gain(members[candidate]) for raster in rasters) > NEEDED:
+            kept[candidate] = True
+            for raster in rasters:
+                raster.reach(members[candidate])
+    return hull & np.concatenate([[False], kept])[parts]
+
+
+def _surface(hull: np.ndarray) -> np.ndarray:
+    """Voxels of a hull with a face to the outside, bool [R, R, R]."""
     padded = np.pad(hull, 1)
     buried = np.logical_and.reduce([np.roll(padded, shift, axis) for axis in range(3) for shift in (-1, 1)])[1:-1, 1:-1, 1:-1]
-    points = (2 * np.argwhere(hull & ~buried) + 1) / resolution - 1  # the surface alone fills the outline
-    return np.array([_explained(points, 2 / resolution, *camera) for camera in zip(cameras, K, c2w)])
+    return hull & ~buried
 
 
-def _explained(points: np.ndarray, edge: float, camera: Silhouette, K: np.ndarray, c2w: np.ndarray) -> float:
-    if not camera.subject:
-        return 1.0
-    x, y, z = _in_camera(points, c2w)
-    ahead = z > edge
-    if not ahead.any():
-        return 0.0
-    x, y, z = x[ahead], y[ahead], z[ahead]
-    u, v = (K[0, 0] * x + K[0, 1] * y) / z + K[0, 2], K[1, 1] * y / z + K[1, 2]
-    cell = max(1, int(np.ceil(max(K[0, 0], K[1, 1]) * edge / np.median(z) / camera.pool)))
-    h, w = camera.distance.shape
-    reached = np.zeros((-(-h // cell) + 2, -(-w // cell) + 2), bool)
-    row, col = np.floor(v / camera.pool / cell).astype(np.intp) + 1, np.floor(u / camera.pool / cell).astype(np.intp) + 1
-    inside = (row >= 0) & (row < reached.shape[0]) & (col >= 0) & (col < reached.shape[1])
-    reached[row[inside], col[inside]] = True
-    rows = reached[:-2] | reached[1:-1] | reached[2:]
-    reached = rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
-    row, col = np.nonzero(camera.mask)
-    return float(reached[row // cell, col // cell].mean())
+def _centres(voxels: np.ndarray, resolution: int) -> np.ndarray:
+    return (2 * np.argwhere(voxels) + 1) / resolution - 1
+
+
+class _Raster:
+    """A mask in cells as large as a voxel's picture, and which of them points of a hull account for: their own and the eight around.
+
+    Attributes:
+        cells: cell of each point, intp [N]; -1 outside of the image.
+        pixels: mask pixels in each cell, i64 [cells]; reached: accounted for, bool [cells].
+    """
+
+    def __init__(self, points: np.ndarray, edge: float, camera: Silhouette, K: np.ndarray, c2w: np.ndarray):
+        x, y, z = _in_camera(points, c2w)
+        ahead = z > edge
+        depth = np.where(ahead, z, np.float32(1))
+        u, v = (K[0, 0] * x + K[0, 1] * y) / depth + K[0, 2], K[1, 1] * y / depth + K[1, 2]
+        size = camera.pool * max(1, int(np.ceil(max(K[0, 0], K[1, 1]) * edge / np.median(z[ahead]) / camera.pool))) if ahead.any() else camera.pool
+        h, w = camera.distance.shape
+        rows, columns = -(-h * camera.pool // size), -(-w * camera.pool // size)
+        inside = ahead & (u >= -size) & (u < (columns + 1) * size) & (v >= -size) & (v < (rows + 1) * size)
+        self.width = columns + 4  # two cells around, so that neighbours are always there
+        row, column = (np.floor(np.where(inside, value, 0) / size).astype(np.intp) + 2 for value in (v, u))
+        self.cells = np.where(inside, row * self.width + column, -1)
+        row, column = np.nonzero(camera.mask)
+        self.pixels = np.bincount((row * camera.pool // size + 2) * self.width + column * camera.pool // size + 2, minlength=(rows + 4) * self.width)
+        self.reached = np.zeros(len(self.pixels), bool)
+
+    def _around(self, which: np.ndarray | slice) -> np.ndarray:
+        cells = self.cells[which]
+        offsets = np.arange(-1, 2) + np.arange(-1, 2)[:, None] * self.width
+        return (np.unique(cells[cells >= 0])[:, None] + offsets.reshape(-1)).reshape(-1)
+
+    def reach(self, which: np.ndarray) -> None:
+        """Let points, by number or bool [N], account for what they cover."""
+        self.reached[self._around(which)] = True
+
+    def gain(self, which: np.ndarray) -> float:
+        """Share of the mask that points would account for beyond what is."""
+        cells = np.unique(self._around(which))
+        return float(self.pixels[cells[~self.reached[cells]]].sum() / max(self.pixels.sum(), 1))
+
+    def share(self) -> float:
+        """Share of the mask that all points account for; 1 of an empty mask."""
+        return self.gain(slice(None)) if self.pixels.any() else 1.0

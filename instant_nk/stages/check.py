@@ -127,7 +127,7 @@ def look_at_masks(plan: Plan, frames: list[int], config: Config, pool: ThreadPoo
     for frame in log_module.progress(frames, "check: masks", log):
         masks = dataset.silhouettes(plan.train, frame, reductions, pool)
         hull = hulls.visual_hull(masks, plan.K, poses, resolution)
-        shown = hull if shown is None else shown
+        shown = dataset.subject_alone(hull, masks, poses, plan)[0] if shown is None else shown
         shares = dataset.outside_shares(masks, plan, covered)
         try:
             dataset.check_inside(frame, masks, shares, plan, config.dataset.outside_tolerance)

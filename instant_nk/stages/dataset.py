@@ -353,6 +353,20 @@ def check_agreement(frame: int, hull: np.ndarray, masks: list[Silhouette], poses
         )
 
 
+def subject_alone(hull: np.ndarray, masks: list[Silhouette], poses: np.ndarray, plan: Plan) -> tuple[np.ndarray, float]:
+    """A visual hull without what lies outside the box or is a phantom of cones that meet where few cameras look.
+
+    Args:
+        poses: camera-to-scene of the training cameras, f64 [C, 4, 4].
+
+    Returns:
+        bool [R, R, R], and the share of the hull that was left out.
+    """
+    extent = (plan.box[1] - plan.box[0]) / 2 * spaces.scale_of(spaces.similarity_from_box(plan.box))
+    kept = hulls.without_phantoms(hulls.within_box(hull, extent), masks, plan.K, poses)
+    return kept, 1 - np.count_nonzero(kept) / max(np.count_nonzero(hull), 1)
+
+
 def disagreement(masks: list[Silhouette], plan: Plan, box: np.ndarray) -> str:
     """Whose mask or pose contradicts the others within a region [[min], [max]], as a sentence: the camera without which the rest agree best."""
     poses = spaces.transform_poses(spaces.similarity_from_box(box), plan.c2w)
@@ -397,6 +411,7 @@ def build(plan: Plan, store: Path, config: Config, pool: ThreadPoolExecutor) -> 
         "heldout_cameras": len(plan.heldout),
         "mask_outside_box_worst_share": 0.0,
         "hull_outside_box_worst_share": 0.0,
+        "phantoms_worst_share": 0.0,
     }
     files: dict[str, dict[str, list]] = {"images": {}, "heldout_images": {}, "depth": {}}
     measures = {}
@@ -408,6 +423,8 @@ def build(plan: Plan, store: Path, config: Config, pool: ThreadPoolExecutor) -> 
         numbers["hull_outside_box_worst_share"] = max(numbers["hull_outside_box_worst_share"], beyond)
         hull = hulls.visual_hull(masks, K, poses, resolution)
         check_agreement(frame, hull, masks, poses, plan)
+        hull, beside = subject_alone(hull, masks, poses, plan)
+        numbers["phantoms_worst_share"] = max(numbers["phantoms_worst_share"], beside)
         partial.save_hull(frame, hull, header)
         measures[frame] = hulls.outer_faces(hull)
         for kind, names in frame_files(plan, frame, store, pool).items():
@@ -415,6 +432,8 @@ def build(plan: Plan, store: Path, config: Config, pool: ThreadPoolExecutor) -> 
     if numbers["hull_outside_box_worst_share"] > config.dataset.outside_tolerance / 4:
         share = 100 * numbers["hull_outside_box_worst_share"]
         log.warning("%.1f %% of a visual hull lie outside the box, hidden from the masks: a part of the subject, or a phantom of few cameras", share)
+    if numbers["phantoms_worst_share"]:
+        log.info("left out what cameras cannot deny but no mask needs: at most %.1f %% of a visual hull", 100 * numbers["phantoms_worst_share"])
     canonical = config.dataset.canonical_frame
     if canonical is None:
         canonical = choose_canonical(measures)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import label
 
 from instant_nk.geometry import hulls, spaces
 from instant_nk.io import capture
@@ -155,3 +156,55 @@ def test_the_hull_shows_what_leaves_a_box_towards_the_cameras(rig):
     poses = spaces.transform_poses(similarity, c2w)
     assert hulls.share_beyond(np.ones(3), cameras, K, poses) == 0
     assert hulls.share_beyond(np.array([0.55, 1, 1]), cameras, K, poses) > 0.01
+
+
+def windows(masks, K, size, middles):
+    """Cameras that see only a square window of their image: silhouettes and intrinsics."""
+    K, cameras = K.copy(), []
+    for i, (mask, middle) in enumerate(zip(masks, middles)):
+        x, y = np.clip(np.asarray(middle, int) - size // 2, 0, np.array(mask.shape[::-1]) - size)
+        cameras.append(hulls.silhouette(mask[y : y + size, x : x + size]))
+        K[i, :2, 2] -= x, y
+    return cameras, K
+
+
+def test_phantoms_of_cameras_that_see_little_are_left_out(rig):
+    masks, K, c2w = rig
+    reach = 1.5
+    cameras, close = windows(masks, K, 54, [np.argwhere(mask).mean(0)[::-1] for mask in masks])
+    poses = spaces.transform_poses(np.diag([1 / reach] * 3 + [1.0]), c2w)
+    hull = hulls.visual_hull(cameras, close, poses, 48)
+    parts, _ = label(hull, np.ones((3, 3, 3)))
+    beside = hull & ~np.isin(parts, np.unique(parts[hull & inside_balls(centres(48) * reach)]))
+    assert beside.sum() > 0.5 * hull.sum()  # where one or two cameras look, cones meet beside the subject
+    alone = hulls.without_phantoms(hull, cameras, close, poses)
+    np.testing.assert_array_equal(alone & ~beside, hull & ~beside)
+    assert (alone & beside).sum() < 0.03 * beside.sum()
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_separate_part_that_few_cameras_see_is_kept_when_their_masks_need_it(rig, needed):
+    whole, K, c2w = rig
+    points, resolution, seeing = centres(64), 32, (0, 3, 6)
+    main, part = (np.linalg.norm(points - centre, axis=-1) <= radius for centre, radius in (([0, 0, 0], 0.35), ([0.0, 0.7, 0.0], 0.12)))
+    masks = []
+    for i in range(len(whole)):
+        shown = main | part if needed and i in seeing else main
+        local = K[i] @ spaces.transform_points(spaces.invert_poses(c2w[i]), points[shown]).T
+        mask = np.zeros(whole[i].shape, bool)
+        mask[tuple((local[1::-1] / local[2]).astype(int))] = True
+        masks.append(mask)
+    cameras, close = windows(masks, K, 34, [K[i, :2, 2] for i in range(len(masks))])
+    for i in seeing:
+        cameras[i], close[i] = hulls.silhouette(masks[i]), K[i]
+    hull = (main | part).reshape(resolution, 2, resolution, 2, resolution, 2).any((1, 3, 5))
+    alone = hulls.without_phantoms(hull, cameras, close, c2w)
+    assert alone[16, 16, 16]
+    assert alone[16, 27, 16] == needed
+
+
+def test_the_hull_within_a_box_keeps_a_margin_of_voxels(rig):
+    hull = np.ones((32,) * 3, bool)
+    cells = np.argwhere(hulls.within_box(hull, np.array([1.0, 0.5, 0.25])))
+    np.testing.assert_array_equal(cells.min(0), [0, 6, 10])  # 8 - 2 and 12 - 2
+    np.testing.assert_array_equal(cells.max(0), [31, 25, 21])
