@@ -17,7 +17,7 @@ STAGE_VERSION = {
     "canonical": 3,
     "graph": 2,
     "observation": 3,
-    "registration": 4,
+    "registration": 5,
     "field": 3,
     "mesh": 2,
     "report": 2,

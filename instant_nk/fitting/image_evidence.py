@@ -158,8 +158,8 @@ def load_images(data: Dataset, views: Views, frame: int, device: str = "cpu") ->
 
 def _prepared(image: np.ndarray, reduce: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
     """Corner of an image's crop, its pyramid, the mask's distance field, and at most about OUTLINE_POINTS outline points with their normals."""
-    rgba, origin = _cropped(_reduced(image, reduce))
-    distance, points, normals = _distance_and_outline(rgba[..., 3])
+    rgba, alpha, within, origin = _cropped(_reduced(image, reduce))
+    distance, points, normals = _distance_and_outline(alpha, within)
     thin = slice(None, None, max(1, len(points) // OUTLINE_POINTS))
     return origin, _pyramid(rgba), distance, points[thin] + origin, normals[thin]
 
@@ -175,18 +175,24 @@ def _reduced(rgba: np.ndarray, reduce: int) -> np.ndarray:
     return image.reshape(h // reduce, reduce, w // reduce, reduce, 4).mean((1, 3))
 
 
-def _cropped(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The image around its mask, padded so that every level divides evenly; pixel coordinates (x, y) of the crop's corner."""
+def _cropped(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The image around its mask, padded so that every level divides evenly.
+
+    Returns:
+        f32 [H, W, 4], empty beyond the image; its alpha continued beyond the image as it is at the border, [H, W]; what lies within the
+        image, bool [H, W]; pixel coordinates (x, y) of the crop's corner.
+    """
     step = 2 ** (LEVELS - 1)
     rows, cols = (np.flatnonzero(image[..., 3].max(axis) > 0.5) for axis in (1, 0))
     low = np.array([cols[0], rows[0]] if len(rows) else [0, 0]) - MARGIN
     high = np.array([cols[-1], rows[-1]] if len(rows) else [step, step]) + 1 + MARGIN
     low = low // step * step
     high = -(-high // step) * step
-    result = np.zeros((high[1] - low[1], high[0] - low[0], 4), np.float32)
-    y0, x0, y1, x1 = max(low[1], 0), max(low[0], 0), min(high[1], image.shape[0]), min(high[0], image.shape[1])
-    result[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]] = image[y0:y1, x0:x1]
-    return result, low.astype(np.float64)
+    columns, lines = (np.arange(low[axis], high[axis]) for axis in (0, 1))
+    height, width = image.shape[:2]
+    within = ((lines >= 0) & (lines < height))[:, None] & ((columns >= 0) & (columns < width))
+    whole = image[lines.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+    return whole * within[..., None], whole[..., 3], within, low.astype(np.float64)
 
 
 def _pyramid(image: np.ndarray) -> list[np.ndarray]:
@@ -212,8 +218,11 @@ def _pyramid(image: np.ndarray) -> list[np.ndarray]:
     return levels
 
 
-def _distance_and_outline(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signed distance to the mask [H, W, 10] (value, x and y derivative, rest zero), outline points (x, y) and outward normals."""
+def _distance_and_outline(alpha: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Signed distance to the mask [H, W, 10] (value, x and y derivative, rest zero), outline points (x, y) and outward normals.
+
+    Where the image ends says nothing of where the subject does: beyond it nothing is known (alpha 0), and no outline runs along its border.
+    """
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
     mask = alpha > 0.5
@@ -222,8 +231,8 @@ def _distance_and_outline(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     signed = np.where(mask, 0.5 - distance_transform_edt(mask), distance_transform_edt(~mask) - 0.5)
     dy, dx = np.gradient(gaussian_filter(signed, 1.0))
     field = np.zeros((*mask.shape, 10), np.float32)
-    field[..., 0], field[..., 1], field[..., 2], field[..., 9] = signed, dx, dy, 1
-    rows, cols = np.nonzero(np.abs(signed) < 0.75)
+    field[..., 0], field[..., 1], field[..., 2], field[..., 9] = signed, dx, dy, within
+    rows, cols = np.nonzero((np.abs(signed) < 0.75) & within)
     normal = np.stack([dx[rows, cols], dy[rows, cols]], -1)
     length = np.linalg.norm(normal, axis=1)
     rows, cols, normal = rows[length > 0.3], cols[length > 0.3], normal[length > 0.3] / length[length > 0.3, None]

@@ -97,3 +97,30 @@ def test_nothing_seen_is_no_evidence(scene):
     away = Pose(rest.rotations, rest.translations + torch.tensor([0, 5.0, 0]))
     evidence, typical = colours_at(scene, away, images(scene, turned()), appearance)
     assert typical == 0 and not evidence.hessian.any()
+
+
+def silhouettes_at(scene, views, window):
+    """Evidence of the silhouettes of the ball at its true pose, seen through a window (width, height) of each image's upper left."""
+    body, rest = scene.body, Pose.identity(scene.body)
+    width, height = window
+
+    def image(camera, frame):
+        faces = torch.from_numpy(scene.mesh.faces)
+        seen = rasterize(torch.from_numpy(scene.mesh.vertices).double(), faces, scene.views.w2c[camera], K, (SIDE, SIDE))
+        alpha = 255 * (seen.face_index >= 0).numpy()[:height, :width, None]
+        return np.repeat(alpha, 4, -1).astype(np.uint8)
+
+    evidence = Evidence.none(body)
+    pictures = load_images(SimpleNamespace(image=image), views, 0)
+    image_evidence.add_silhouettes(evidence, body, rest, views, look(body, scene.shell, rest, views), pictures, 1.0, body.spacing)
+    return evidence, pictures
+
+
+@pytest.mark.parametrize("window", [(SIDE, SIDE), (SIDE, 75), (75, 75)], ids=["whole", "cut below", "cut below and right"])
+def test_where_an_image_cuts_the_subject_off_is_no_silhouette(scene, window):
+    views = Views(scene.views.index, scene.views.w2c, scene.views.K, [window] * 4, [1] * 4)
+    evidence, pictures = silhouettes_at(scene, views, window)
+    assert float(evidence.gradient.norm(dim=-1).max()) < 0.1 * scene.body.spacing  # the pose is the true one
+    assert len(pictures.outline) > 100
+    middle = (pictures.outline - torch.tensor([SIDE / 2, SIDE / 2])).norm(dim=-1)
+    assert float((middle - middle.median()).abs().max()) < 1.5  # on the ball's circle, none along the border
