@@ -31,19 +31,27 @@ def overrides(pairs: list[str]) -> dict[str, object]:
         name, separator, text = pair.partition("=")
         if not separator or not name:
             raise ConfigError(f"--set {pair}: wanted key=value, e.g. field.steps=300.")
-        result = schema.merge(result, {name: yaml.safe_load(text)})
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: not valid YAML ({str(error).splitlines()[0]}). Put quotes around text with special characters.") from None
+        result = schema.merge(result, {name: value})
     return result
+
+
+def read_values(args: argparse.Namespace) -> dict[str, object]:
+    """What a command's `--config` file and `--set` pairs say, as plain values."""
+    return schema.merge(schema.read(args.config) if args.config else {}, overrides(args.set))
 
 
 def read_config(args: argparse.Namespace) -> schema.Config:
     """The config of a command: defaults, preset, `--config` file, `--set` pairs."""
-    over = overrides(args.set)
-    return schema.load(args.config, **over) if args.config else schema.parse(over)
+    return schema.parse(read_values(args))
 
 
 def run_stage(args: argparse.Namespace) -> None:
-    config = read_config(args)
-    for one in schema.for_sequences(config, schema.to_dict(config)).values():
+    values = read_values(args)
+    for one in schema.for_sequences(schema.parse(values), values).values():
         log.setup(one.runtime.log_level)
         entry.run_stage(args.command, one, args.part)
 
@@ -57,8 +65,7 @@ def print_config(args: argparse.Namespace) -> None:
 def check_capture(args: argparse.Namespace) -> None:
     from instant_nk.stages import check
 
-    args.set.append(f"capture={args.path}")
-    config = read_config(args)
+    config = schema.parse(schema.merge(read_values(args), {"capture": args.path}))
     log.setup(config.runtime.log_level)
     print(check.run_check(config, Path(args.output)))
 

@@ -396,8 +396,12 @@ def parse(values: dict[str, Any] | None) -> Config:
     return config
 
 
-def load(path: Path | str, **overrides: Any) -> Config:
-    """`parse` of a YAML file with `overrides` on top."""
+def read(path: Path | str) -> dict[str, Any]:
+    """The plain values of a YAML file.
+
+    Raises:
+        ConfigError: missing, unreadable, or no table.
+    """
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text()) or {}
@@ -409,7 +413,12 @@ def load(path: Path | str, **overrides: Any) -> Config:
         raise ConfigError(f"{path}: cannot be read ({error}). Give a YAML file.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: wanted a table of keys, got {type(values).__name__}.")
-    return parse(merge(values, overrides))
+    return values
+
+
+def load(path: Path | str, **overrides: Any) -> Config:
+    """`parse` of a YAML file with `overrides` on top."""
+    return parse(merge(read(path), overrides))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

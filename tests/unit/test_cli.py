@@ -43,6 +43,7 @@ def test_config_takes_a_file_and_single_keys(tmp_path, capsys):
     [
         (["config", "--set", "field.stepps=5"], "Nearest valid key: 'field.steps'"),
         (["config", "--set", "field.steps"], "wanted key=value"),
+        (["config", "--set", "field.steps=[1"], "--set field.steps=[1: not valid YAML"),
         (["field", "--part", "9-1"], "'9-1' is not a range of frames"),
         (["config", "--config", "none.yaml"], "none.yaml: no such configuration file"),
         (["config", "--config", "."], ".: cannot be read"),
@@ -53,6 +54,23 @@ def test_a_wrong_call_ends_with_one_message_and_code_2(argv, said, capsys):
     text = capsys.readouterr().err
     assert said in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", ["take #2", "20240512", "take: 1: b", "@x"])
+def test_a_capture_to_check_is_the_folder_of_that_name_whatever_it_means_in_yaml(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    assert run("check", name) == 3
+    assert f"error: DataError: {name}" in capsys.readouterr().err
+
+
+def test_a_sequences_own_preset_holds_for_single_stages_too(tmp_path, monkeypatch):
+    (tmp_path / "my.yaml").write_text("preset: demo\nsequences: {walk: {capture: a, preset: fast}, run: b}\ncanonical: {hidden: 48}\n")
+    ran = []
+    monkeypatch.setattr(entry, "run_stage", lambda stage, config, part: ran.append(config))
+    assert run("canonical", "--config", str(tmp_path / "my.yaml"), "--set", "runtime.seed=1") == 0
+    steps = {config.sequence: config.canonical.steps for config in ran}
+    assert steps == {"walk": schema.parse({"preset": "fast"}).canonical.steps, "run": schema.parse({"preset": "demo"}).canonical.steps}
+    assert {(config.canonical.hidden, config.runtime.seed) for config in ran} == {(48, 1)}
 
 
 @pytest.mark.parametrize("command", [("summary",), ("status",), ("verify",), ("view",), ("render",), ("track", "--points", "p.ply"), ("export-ed", "out")])
