@@ -130,12 +130,13 @@ def pictures(path: Path, frames: Sequence[int], size: tuple[int, int], form: Lit
     """
     command = [_ffmpeg(), "-v", "error", "-nostdin", "-threads", DECODER_THREADS, "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
     command += ["-frames:v", str(frames[-1] + 1), "-sws_flags", "bicubic+accurate_rnd+full_chroma_int", "-f", "rawvideo", "-pix_fmt", form, "pipe:1"]
-    length, wanted = size[0] * size[1] * CHANNELS[form], set(frames)
+    length, wanted, ended = size[0] * size[1] * CHANNELS[form], set(frames), False
     with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, bufsize=length) as process:
         try:
             for number in range(frames[-1] + 1):
                 data = process.stdout.read(length)
                 if len(data) < length:
+                    ended = True
                     process.wait()
                     raise DataError(
                         f"{path}: the video is truncated or damaged: it holds {number} pictures, but frame {frames[-1]} is asked for ({_read(said)}). "
@@ -145,8 +146,9 @@ def pictures(path: Path, frames: Sequence[int], size: tuple[int, int], form: Lit
                     yield np.frombuffer(data, np.uint8).reshape(size[1], size[0], CHANNELS[form])
         finally:
             process.kill()  # all that is wanted was read, or nothing more will be
-        if (words := _read(said)) != NOTHING_SAID:
-            log.warning("%s: the decoder says: %s. Look at the pictures around it.", path, words)
+            process.wait()
+            if not ended and (words := _read(said)) != NOTHING_SAID:  # here, because who has the last picture does not ask for another
+                log.warning("%s: the decoder says: %s. Look at the pictures around it.", path, words)
 
 
 NOTHING_SAID = "the decoder says nothing"

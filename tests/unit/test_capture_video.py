@@ -220,6 +220,7 @@ def test_images_are_decoded_once_and_used_again_until_what_they_are_made_of_chan
     first = ran(root, tmp_path / "r")
     paths = [first.image_path(c, t) for c in range(6) for t in first.frames]
     written = [p.stat().st_mtime_ns for p in paths]
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="instant_nk"):
         again = ran(root, tmp_path / "r", dataset={"hull_resolution": 16})
     assert "to decode" not in caplog.text
@@ -430,3 +431,15 @@ def test_a_real_capture_comes_through_video_with_its_surface(fox_tiny, tmp_path)
         difference = made.hull(frame) != images.hull(frame)
         assert difference.sum() < 0.05 * images.hull(frame).sum()
     assert datasets.load(made.root / "dataset.json").frames == images.frames
+
+
+def test_pictures_that_the_decoder_found_damaged_are_told(tmp_path, caplog):
+    path = tmp_path / "a.mkv"
+    encode(path, [np.random.default_rng(n).integers(0, 255, (64, 80, 3), np.uint8) for n in range(8)], "-c:v", "ffv1", "-slicecrc", "1", "-pix_fmt", "bgr0")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        for _, picture in zip(range(8), capture_video.pictures(path, list(range(8)), (80, 64), "rgb24")):
+            assert picture.shape == (64, 80, 3)
+    assert f"{path}: the decoder says: " in caplog.text
