@@ -53,7 +53,12 @@ def restore(
     if any(found.get(k) != header[k] for k in ("config_hash", "inputs", "stage_version")):
         logger.warning("starting over: %s was made with another configuration or other inputs", path)
         return None
-    modules.load_state_dict({k.removeprefix("model/"): v for k, v in state.items() if k.startswith("model/")})
+    model = {k.removeprefix("model/"): v for k, v in state.items() if k.startswith("model/")}
+    shapes = ({k: v.shape for k, v in values.items()} for values in (model, modules.state_dict()))
+    if state["generator"].shape != generator.get_state().shape or next(shapes) != next(shapes):
+        logger.warning("starting over: %s was made on another kind of device, or by another backend", path)
+        return None
+    modules.load_state_dict(model)
     generator.set_state(state["generator"].cpu())
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():

@@ -169,8 +169,8 @@ def fineness_of(paths: layout.Paths) -> Fineness:
 
 
 def live_inputs_of(paths: layout.Paths) -> dict[str, str]:
-    """Content hashes of what a window without a canonical surface is trained on, by name."""
-    return {"dataset": artifact.file_hash(paths.manifest)}
+    """Content hashes of what a window without a canonical surface is trained on, by name; of the canonical field it takes how fine that is."""
+    return {"dataset": artifact.file_hash(paths.manifest), "canonical": artifact.file_hash(paths.canonical_field)}
 
 
 def save_live(path: Path, field: LiveField, header: dict[str, Any]) -> None:

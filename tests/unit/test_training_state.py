@@ -158,6 +158,23 @@ def test_a_checkpoint_of_another_configuration_or_input_is_not_continued(made, t
     assert same(before, state_of(fresh.modules)) and not fresh.optimizer.state
 
 
+def test_a_checkpoint_of_another_device_or_of_other_networks_is_not_continued(made, tmp_path, caplog):
+    path = tmp_path / "a.npz"
+    saved(surface(made), path)
+    state, header, counters = checkpoint.load(path)
+    gpu = state | {"generator": state["generator"][:16]}  # as long as a GPU's generator has it
+    wider = state | {name: torch.zeros(*value.shape, 2) for name, value in state.items() if name.startswith("model/")}
+    for other in (gpu, wider):
+        checkpoint.save(path, other, header, counters)
+        fresh = surface(made)
+        before = state_of(fresh.modules)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert restore(fresh, path) is None
+        assert "starting over" in caplog.text and "another kind of device, or by another backend" in caplog.text
+        assert same(before, state_of(fresh.modules)) and not fresh.optimizer.state
+
+
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_refused_and_training_starts_over(made, tmp_path, caplog, keep):
     path = tmp_path / "a.npz"
