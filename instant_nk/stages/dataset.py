@@ -43,6 +43,8 @@ ELSEWHERE = 0.5
 """Share of one camera's mask outside the box above which that camera looks elsewhere: its pose or masks are wrong."""
 LEAST_AGREEMENT = 0.5
 """Share of most masks that the visual hull must account for."""
+COARSEST = 1e-4
+"""Rounding of world coordinates, in edges of the box, above which a capture must come nearer to the origin."""
 BOX_MARGIN = 0.1
 """Margin around a proposed box, as a share of its extent on each side."""
 END_PENALTY = 0.05
@@ -161,6 +163,7 @@ def make_plan(config: Config, store: Path | None, decoded: Path) -> Plan:
     if settings.box is not None:
         box, source = np.array(settings.box, np.float64), "dataset.box"
     log.info("%s", log_module.fields(frames=len(frames), first=frames[0], last=frames[-1], cameras=len(train), heldout=len(heldout), masks=train.rule.kind))
+    check_near_origin(box, root)
     return Plan(root, listing, frames, train, heldout, box, source, capture.depth_unit)
 
 
@@ -290,8 +293,25 @@ def with_proposed_box(plan: Plan, pool: ThreadPoolExecutor, frames: list[int]) -
             )
         box = found if box is None else np.stack([np.minimum(box[0], found[0]), np.maximum(box[1], found[1])])
     box += BOX_MARGIN * np.array([[-1.0], [1.0]]) * (box[1] - box[0])
+    check_near_origin(box, plan.root)
     log.info("proposed box: %s", box.round(4).tolist())
     return dataclasses.replace(plan, box=box, box_source="proposed from the visual hulls")
+
+
+def check_near_origin(box: np.ndarray | None, root: Path) -> None:
+    """Refuse a box so far from the origin that meshes, whose coordinates are of single precision in every format, would be lost in rounding.
+
+    Raises:
+        DataError: says how far, and what to subtract.
+    """
+    if box is None:
+        return
+    edge, middle = float((box[1] - box[0]).max()), box.mean(0)
+    if np.abs(box).max() * np.finfo(np.float32).eps / 2 > COARSEST * edge:
+        raise DataError(
+            f"{root}: the box {box.tolist()} lies {np.abs(box).max() / edge:.0f} of its edges from the origin, where single precision, which mesh files use, resolves "
+            f"no more than 1/{edge / np.spacing(np.float32(np.abs(box).max())):.0f} of an edge. Subtract {np.round(middle).tolist()} from the cameras' positions and the box."
+        )
 
 
 def coverages(box: np.ndarray, plan: Plan, reductions: list[int]) -> list[np.ndarray]:

@@ -372,3 +372,19 @@ def test_the_real_capture_gives_hulls_that_hold_its_true_surface(fox_tiny, tmp_p
         cells = np.floor((points + 1) / 2 * hull.shape[0]).astype(int)
         assert hull[tuple(cells.T)].mean() > 0.9999
         assert hull.mean() < 0.03
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_capture_so_far_from_the_origin_that_meshes_would_be_rounded_is_refused(tmp_path, given):
+    """As in a national grid: half a million units away, six digits are left for where and one for the shape."""
+    meta = write_capture(tmp_path / "c", box=given)
+    moved = np.array([5e5, 4.5e6, 100.0])
+    for frame in meta["frames"]:
+        frame["transform_matrix"] = (np.array(frame["transform_matrix"]) + np.pad(moved[:, None], ((0, 1), (3, 0)))).tolist()
+    if given:
+        meta["aabb"] = (np.array(meta["aabb"]) + moved).tolist()
+    (tmp_path / "c" / "transforms.json").write_text(json.dumps(meta))
+    with pytest.raises(
+        DataError, match=r"of its edges from the origin, where single precision.*Subtract \[5000\d\d\.\d*, 45000\d\d\.\d*, 100\.\d*\] from the cameras"
+    ):
+        dataset.run(job(tmp_path / "c", tmp_path / "r"))
