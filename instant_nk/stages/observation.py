@@ -48,6 +48,7 @@ def run(job: Job) -> None:
         "observation", observation_io.FORMAT, "observation", layout.stage_config(job.config, "observation"), {"dataset": artifact.file_hash(job.paths.manifest)}
     )
     frames = layout.select(list(dataset.frames), job.part)
+    forget_others(job)
     begin = PROVIDERS[job.config.observation.provider](job, dataset, frames)
     metrics: dict[str, dict] = {}
 
@@ -77,6 +78,15 @@ def run(job: Job) -> None:
         for last in behind:
             last.result()
     artifact.save_json(job.paths.observation_batch(job.part), {**measure.numbers(), "frames": metrics})
+
+
+def forget_others(job: Job) -> None:
+    """Take back the word of earlier batches that were cut otherwise: their frames are written anew, and they would not be done again."""
+    first, last = layout.part_frames(job.part)
+    for marker in job.paths.observation_batch(job.part).parent.glob("*-*.json"):
+        begin, end = layout.part_frames(marker.stem)
+        if marker.stem != job.part and begin <= last and first <= end:
+            marker.unlink(missing_ok=True)
 
 
 class NeuralProvider:

@@ -211,3 +211,14 @@ def test_a_mesh_in_other_coordinates_is_refused(body, folder):
     mesh.export(folder / "scan_000.ply")
     with pytest.raises(DataError, match=r"scan_000\.ply: 100 % of its vertices lie outside the capture's box .*world coordinates, at frame 0"):
         observation.run(meshes(body, folder, "000000-000000"))
+
+
+def test_batches_that_were_cut_otherwise_are_not_taken_for_done(body, folder):
+    job = meshes(body, folder)
+    others = [job.paths.observation_batch(part) for part in ("000000-000000", "000001-000002", "000002-000003")]
+    for marker in others:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text("{}")
+    observation.run(job)
+    assert [marker.exists() for marker in others] == [False, False, True]
+    assert job.paths.observation_batch(job.part).exists()
