@@ -12,6 +12,7 @@ from instant_nk.errors import ContractError
 from instant_nk.io import artifact
 
 FORMAT = 1
+INPUT = "observation/"  # and the frame: the name of one among the `inputs` of an artifact made from it
 
 
 @dataclass(frozen=True)

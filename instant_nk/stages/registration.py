@@ -34,8 +34,8 @@ def run(job: Job) -> None:
     watch = log.measure()
     data, nodes = dataset.load(job.paths.manifest), graph.load(job.paths.graph)
     sources = {"solver": _solve, "ed_folder": _read_ed_folder, "rig": _follow_rig}
-    result = sources[job.config.registration.source](job, data, nodes)
-    header = artifact.make_header("motion", motion.FORMAT, "registration", job.config.registration, _inputs(job))
+    header = artifact.make_header("motion", motion.FORMAT, "registration", job.config.registration, _inputs(job, data))
+    result = sources[job.config.registration.source](job, data, nodes, header)
     artifact.save_json(job.paths.registration / "motion.json", _metrics(result, nodes) | watch.numbers())
     motion.save(job.paths.motion, result, header)
     _partial(job).unlink(missing_ok=True)
@@ -45,8 +45,19 @@ def _partial(job: Job) -> Path:
     return job.paths.registration / "motion.partial.npz"
 
 
-def _inputs(job: Job) -> dict[str, str]:
-    return {"graph": artifact.file_hash(job.paths.graph), "mesh": artifact.file_hash(job.paths.canonical_mesh)}
+def _inputs(job: Job, data: dataset.Dataset) -> dict[str, str]:
+    """Content hashes of all that the motion is made from, by name: an interrupted run is continued with the same only."""
+    config = job.config.registration
+    files = {"graph": job.paths.graph, "mesh": job.paths.canonical_mesh}
+    if config.source == "solver" or (config.source == "rig" and config.rig_refine):
+        files |= {f"{observation.INPUT}{frame}": job.paths.observation(frame) for frame in data.frames}
+    for path in files.values():
+        if not path.is_file():
+            raise ContractError(f"{path}: is missing. Run the stage that writes it.")
+    if config.source == "rig":
+        given = {"rig": config.folder, "rig_poses": config.rig_poses, "rig_transform": config.rig_transform}
+        files |= {name: Path(path) for name, path in given.items() if path and Path(path).is_file()}  # what is missing is told where it is read
+    return {name: artifact.file_hash(path) for name, path in files.items()}
 
 
 def _metrics(result: motion.Motion, nodes: graph.Graph) -> dict:
@@ -67,7 +78,7 @@ def _metrics(result: motion.Motion, nodes: graph.Graph) -> dict:
     }
 
 
-def _read_ed_folder(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion:
+def _read_ed_folder(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict) -> motion.Motion:
     """The motion of an external tracker; nothing was fitted, so its residual and coverage are zero and one."""
     given = ed_folder.load(job.config.registration.folder, list(data.frames))
     positions, rotations, translations = ed_folder.to_scene(given, data.scene_from_world)
@@ -76,7 +87,7 @@ def _read_ed_folder(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> moti
     return _as_given(data, nodes, rotations, translations)
 
 
-def _follow_rig(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.Motion:
+def _follow_rig(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict) -> motion.Motion:
     """The motion of a skinned mesh or body model: as it is, or as where the solver starts at every frame."""
     rotations, translations = rig_source.motion_of(job, data, nodes)
     if not job.config.registration.rig_refine:
@@ -86,7 +97,7 @@ def _follow_rig(job: Job, data: dataset.Dataset, nodes: graph.Graph) -> motion.M
         return torch.as_tensor(values.astype(np.float64), device=job.device)
 
     given = {frame: Pose(on_device(rotations[i]), on_device(translations[i])) for i, frame in enumerate(data.frames)}
-    return _solve(job, data, nodes, given)
+    return _solve(job, data, nodes, header, given)
 
 
 def _as_given(data: dataset.Dataset, nodes: graph.Graph, rotations: np.ndarray, translations: np.ndarray) -> motion.Motion:
@@ -108,8 +119,8 @@ def _rigidity(nodes: graph.Graph, rotations: np.ndarray, translations: np.ndarra
     return (0.5 * (forward + backward).mean(1)).astype(np.float32) if len(i) else np.zeros(len(rotations), np.float32)
 
 
-def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, given: dict[int, Pose] | None = None) -> motion.Motion:
-    """Our registration; `given` holds a pose to start from at every frame, if somebody knows one."""
+def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, given: dict[int, Pose] | None = None) -> motion.Motion:
+    """Our registration; `given` holds a pose to start from at every frame, if somebody knows one. `header` says whose an interrupted run's poses are."""
     config, device = job.config.registration, job.device
     seed = job.config.runtime.seed
     canonical = mesh.load(job.paths.canonical_mesh)
@@ -120,7 +131,6 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, given: dict[int,
         evidence = observation.load(job.paths.observation(frame))
         return Target.from_observation(evidence, config.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
 
-    header = artifact.make_header("motion", motion.FORMAT, "registration", config, _inputs(job))
     progress = log.Progress("registration", len(data.frames), logger)
     keep = Sparingly(lambda fits: motion.save(_partial(job), _to_motion(fits), header))
 

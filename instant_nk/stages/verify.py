@@ -196,6 +196,8 @@ def source_of(paths: Paths, name: str) -> Path | None:
         "dataset": paths.manifest, "canonical": paths.canonical_field, "mesh": paths.canonical_mesh, "graph": paths.graph, "motion": paths.motion,
         "animation": paths.animation, "surfaces": paths.surfaces, "texture": paths.texture,
     }  # fmt: skip
+    if name.startswith(observation.INPUT):
+        return paths.observation(int(name.removeprefix(observation.INPUT)))
     return paths.mesh_window(name) if WINDOW.fullmatch(name) else known.get(name)
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from instant_nk.errors import ConfigError, DataError
+from instant_nk.errors import ConfigError, ContractError, DataError
 from instant_nk.fitting import rig_motion
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.registration import Options
 from instant_nk.geometry import spaces, surface
-from instant_nk.io import artifact, body_model, graph, motion, rig
+from instant_nk.io import artifact, body_model, dataset, graph, motion, rig
 from instant_nk.io import mesh as meshes
 from instant_nk.io.export.glb import export_glb
 from instant_nk.io.export.skinned import export_skinned_glb
@@ -516,3 +516,39 @@ def test_poses_and_models_that_do_not_belong_together_are_refused(body, exported
     job = body.variant(results=tmp_path, registration={"source": "rig", "folder": "model.npz"})
     with pytest.raises(ConfigError, match="without motion"):
         rig_source.read(job, [0], 0)
+
+
+def test_an_interrupted_registration_is_continued_with_the_same_evidence_only(body, exported, tmp_path, monkeypatch):
+    import shutil
+
+    from instant_nk.io import observation
+
+    shutil.copy(exported, tmp_path / "rig.glb")
+    job = with_rig(body, tmp_path / "rig.glb", tmp_path / "results", image_weight=0, iterations=1)
+    canonical = meshes.load(body.job.paths.canonical_mesh)
+    frames = dataset.load(body.job.paths.manifest).frames
+
+    def observe(frame, points):
+        seen = observed(canonical.vertices.astype(float), canonical.faces, canonical.vertices, points)
+        observation.save(job.paths.observation(frame), seen, artifact.make_header("observation", observation.FORMAT, "observation"))
+
+    for frame in frames:
+        observe(frame, 300)
+    registration_stage.run(job)
+    partial, continued, real = job.paths.registration / "motion.partial.npz", [], rig_motion.refine
+
+    def refine(body, given, observe, options, pictures, known, done):
+        continued.append(sorted(known))
+        return real(body, given, observe, options, pictures, known, done)
+
+    monkeypatch.setattr(rig_motion, "refine", refine)
+    for change in (lambda: None, lambda: observe(frames[1], 310), lambda: (tmp_path / "rig.glb").write_bytes(exported.read_bytes() + bytes(4))):
+        shutil.copy(job.paths.motion, partial)  # what a run that was killed at its last frame leaves
+        change()
+        registration_stage.run(job)
+    assert continued == [list(frames), [], []]
+
+
+def test_a_rig_that_is_refined_without_observations_says_which_stage_is_missing(body, exported, tmp_path):
+    with pytest.raises(ContractError, match=r"4_observation/000000.npz: is missing. Run the stage that writes it"):
+        registration_stage.run(with_rig(body, exported, tmp_path))
