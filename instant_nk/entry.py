@@ -80,7 +80,7 @@ def claim_gpu(count: int, folder: Path) -> int:
     while True:
         for index in range(count):
             path = folder / f"instant-nk-gpu-{index}.lock"
-            handle = os.open(path, os.O_RDWR) if path.exists() else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(path, os.O_RDONLY) if path.exists() else os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)  # another user's will do
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return index  # the handle stays open for the life of the process
@@ -205,7 +205,8 @@ def run_span(stage: str, config: schema.Config, parts: list[str], done: Path, ma
         run_stage(stage, config, part, threads)
         finished.append(part)
         artifact.save_json(ledger, {"same": same, "finished": finished})
-    artifact.save_json(done, {"finished": finished})
+    # Snakemake takes a small file of the same content for the same input: what is done must say what it was made from and what it is.
+    artifact.save_json(done, {"same": same, "finished": {part: artifact.file_hash(layout.part_file(stage, layout.paths_of(config), part)) for part in parts}})
     ledger.unlink()
 
 

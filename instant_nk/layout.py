@@ -200,6 +200,11 @@ def results_of(folder: Path | str) -> Paths:
     return paths
 
 
+def part_file(stage: str, paths: Paths, part: str) -> Path:
+    """What a stage that works on windows writes for one of them."""
+    return {"field": paths.field, "mesh": paths.mesh_window}[stage](part)
+
+
 def check_part(stage: str, part: str | None) -> None:
     """Refuse a stage without the part it needs, or with one it does not know.
 

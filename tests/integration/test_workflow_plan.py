@@ -39,6 +39,22 @@ def test_each_stage_has_a_target_that_runs_what_it_needs(empty, target, jobs):
     assert empty.would_run(target) == {name: FIRST_TO_LAST[name] for name in jobs}
 
 
+@pytest.mark.parametrize("refined", [True, False])
+def test_a_rig_that_is_refined_needs_observations(empty, tmp_path, refined):
+    (tmp_path / "rig.glb").write_bytes(b"")
+    plan = empty.would_run("registration", registration={"source": "rig", "folder": str(tmp_path / "rig.glb"), "rig_refine": refined})
+    assert plan.get("observation_batch", 0) == (2 if refined else 0)
+    assert plan["registration_sequence"] == 1
+
+
+def test_results_may_lie_in_a_folder_with_spaces(empty, tmp_path):
+    place = empty.copy(tmp_path / "run")
+    done = place.run("dataset", runtime={"device": "cpu", "results": "my results"})
+    assert done.returncode == 0, done.stdout
+    assert (place.folder / "my results" / "tiny" / "1_dataset" / "dataset.json").is_file()
+    assert sorted(path.name for path in place.folder.iterdir() if path.name[0] != ".") == ["capture", "my results"]
+
+
 def test_several_sequences_run_as_one(empty):
     plan = empty.would_run(sequences={"one": "capture", "two": {"capture": "capture", "frames": {"count": 3}}}, sequence=None, capture=None)
     assert plan["dataset_sequence"] == 2

@@ -17,4 +17,4 @@ rule synthetic_capture:
         sequence=lambda wildcards: SYNTHETIC[wildcards.digest].sequence,
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/synthetic.py --sequence {params.sequence} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"

@@ -26,4 +26,4 @@ rule dataset_sequence:
         listing=capture_digest,
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/dataset.py --sequence {wildcards.sequence} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"

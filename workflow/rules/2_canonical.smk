@@ -28,4 +28,4 @@ rule canonical_sequence:
         version=layout.STAGE_VERSION["canonical"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/canonical.py --sequence {wildcards.sequence} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"

@@ -26,4 +26,4 @@ rule graph_sequence:
         version=layout.STAGE_VERSION["graph"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/graph.py --sequence {wildcards.sequence} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"

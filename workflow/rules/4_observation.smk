@@ -26,4 +26,4 @@ rule observation_batch:
         version=layout.STAGE_VERSION["observation"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/observation.py --sequence {wildcards.sequence} --part {wildcards.batch} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"

@@ -30,4 +30,4 @@ rule registration_sequence:
         version=layout.STAGE_VERSION["registration"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/registration.py --sequence {wildcards.sequence} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"

@@ -29,7 +29,7 @@ rule field_window:
         version=layout.STAGE_VERSION["field"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/field.py --sequence {wildcards.sequence} --part {wildcards.window} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"
 
 
 rule field_windows:  # a long capture: several windows per job, so that it does not spend its time starting processes
@@ -56,5 +56,5 @@ rule field_windows:  # a long capture: several windows per job, so that it does 
         windows=windows_in,
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/field.py --sequence {wildcards.sequence} --threads {threads}"
-        " --part {params.windows} --done {output} --made-from {input}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --part {params.windows} --done {output:q} --made-from {input:q}"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"

@@ -30,7 +30,7 @@ rule mesh_window:
         version=layout.STAGE_VERSION["mesh"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --part {wildcards.window} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"
 
 
 rule mesh_windows:  # a long capture: several windows per job
@@ -58,8 +58,8 @@ rule mesh_windows:  # a long capture: several windows per job
         windows=windows_in,
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --threads {threads}"
-        " --part {params.windows} --done {output} --made-from {input}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --part {params.windows} --done {output:q} --made-from {input:q}"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"
 
 
 rule mesh_join:
@@ -83,7 +83,7 @@ rule mesh_join:
         version=layout.STAGE_VERSION["mesh"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/mesh.py --sequence {wildcards.sequence} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"
 
 
 use rule mesh_join as mesh_surfaces with:  # in modes of field.dyna_mode that do not track: a surface per frame and no animation

@@ -33,4 +33,4 @@ rule report_sequence:
         version=layout.STAGE_VERSION["report"],
     shell:
         "exec {sys.executable:q} {SCRIPTS:q}/report.py --sequence {wildcards.sequence} --threads {threads}"
-        " --config {params.config:q} --runtime {RUNTIME:q} > {log} 2>&1"
+        " --config {params.config:q} --runtime {RUNTIME:q} > {log:q} 2>&1"

@@ -310,5 +310,6 @@ def windows_in(wildcards):
 
 
 def registration_evidence(wildcards):
-    """Input function: observations, unless the motion comes from elsewhere."""
-    return every_batch(wildcards.sequence) if config_of(wildcards).registration.source == "solver" else []
+    """Input function: observations, unless the motion is taken from elsewhere as it is."""
+    settings = config_of(wildcards).registration
+    return every_batch(wildcards.sequence) if settings.source == "solver" or (settings.source == "rig" and settings.rig_refine) else []
