@@ -24,6 +24,9 @@ from instant_nk.errors import BackendError, ConfigError
 SYNTHETIC = "synthetic"
 
 
+MESH_FORMATS = ("npz", "ply", "glb", "usd", "obj", "pc2")
+
+
 def key(default: Any, doc: str) -> Any:
     """A configuration key: its default and the one line that explains it (unit, allowed values, when to change it)."""
     if isinstance(default, (list, dict)):
@@ -98,6 +101,7 @@ class ObservationConfig:
     steps: int = key(400, "training steps of the quick neural surface, per frame")
     samples_per_step: int = key(12000, "samples along rays per step")
     max_pixels: int = key(40_000_000, "pixels of a frame held in memory at most, 12 bytes each")
+    mask_weight: float = key(0.2, "weight of the mask's binary cross-entropy")
     log2_table_size: int = key(15, "entries per level of the quick grid, as a power of two")
     finest_resolution: int = key(96, "cells per axis of the quick grid's finest level")
     surface_resolution: int = key(96, "cells per axis when the quick surface is extracted")
@@ -173,7 +177,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """How to run, never what to compute: nothing here re-runs a stage."""
+    """How to run; nothing here re-runs a stage. seed, backend and mixed_precision change results a little: after those use --forcerun."""
 
     device: Literal["auto", "cpu", "cuda"] = key("auto", "auto: the GPU when there is one")
     backend: Literal["auto", "reference", "triton", "tcnn"] = key("auto", "which kernels to use")
@@ -525,7 +529,7 @@ def _check(config: Config) -> None:
     for name, share in (("dataset.outside_tolerance", config.dataset.outside_tolerance), ("canonical.keep_components", config.canonical.keep_components)):
         _require(share <= 1, name, "a share, at most 1", share)
     for name in config.mesh.formats:
-        _require(name in ("npz", "ply", "glb", "usd", "obj", "pc2"), "mesh.formats", "any of npz, ply, glb, usd, obj, pc2", name)
+        _require(name in MESH_FORMATS, "mesh.formats", f"any of {', '.join(MESH_FORMATS)}", name)
     if config.dataset.box is not None:
         box = config.dataset.box
         _require(len(box) == 2 and all(len(corner) == 3 for corner in box), "dataset.box", "[[x, y, z], [x, y, z]]", box)

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: cameras, rotations, hulls, meshes, rasterising, spaces. No files, no training."""

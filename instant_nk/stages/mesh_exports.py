@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -36,41 +38,55 @@ def write(job: Job, dataset: dataset_io.Dataset, animation: Animation) -> dict[s
     folder = job.paths.mesh
     mesh = mesh_io.load(job.paths.canonical_mesh)
     texture, numbers = _texture(job, dataset, animation, mesh)
-    outputs = {
-        "ply": [folder / "frames"],
-        "obj": [folder / "obj"],
-        "glb": [job.paths.animation_glb, folder / "animation_skinned.glb"],
-        "usd": [folder / "animation.usdc", folder / "animation.png"],
-        "pc2": [folder / f"animation_cache{end}" for end in (".pc2", ".obj", ".mtl", ".png")],
-    }
-    for name, paths in outputs.items():
-        wanted = name in job.config.mesh.formats
-        if wanted:
-            numbers |= _export(name, paths[0], job, dataset, animation, mesh, texture)
-        _remove([path for path in paths if not wanted or (texture is None and path.suffix in (".png", ".mtl"))])
-    return numbers | {f"{path.name.replace('.', '_')}_mib": _size(path) / 2**20 for paths in outputs.values() for path in paths if path.exists()}
-
-
-def _export(
-    name: str, path: Path, job: Job, dataset: dataset_io.Dataset, animation: Animation, mesh: mesh_io.Mesh, texture: Texture | None
-) -> dict[str, float | bool]:
-    """Write one format; numbers about it where it has any."""
-    fps, up = job.config.report.fps, tuple(camera_path.up_axis(dataset.cameras.c2w))
     images = [job.paths.texture_frame(frame) for frame in animation.frames.tolist()] if job.config.mesh.texture == "per_frame" else None
-    if name == "ply":
-        ply.export_ply_sequence(animation, path)
-    elif name == "obj":
-        obj.export_obj_sequence(animation, path, texture, images)
-    elif name == "usd":
-        usd.export_usd(animation, path, fps, texture, up, images=images)
-    elif name == "pc2":
-        pc2.export_pc2(animation, path, fps, texture)
-    else:
-        glb.export_glb(animation, path, fps, texture, up=up)
-        rest = dataset.to_world(mesh.vertices)
-        compact = path.with_name("animation_skinned.glb")
-        return skinned.export_skinned_glb(animation, compact, fps, graph_io.load(job.paths.graph), rest, dataset.world_from_scene, texture, up=up)
-    return {}
+    result = Result(job, dataset, animation, mesh, texture, images, job.config.report.fps, tuple(camera_path.up_axis(dataset.cameras.c2w)))
+    for name, (files, export) in FORMATS.items():
+        paths, wanted = [folder / file for file in files], name in job.config.mesh.formats
+        if wanted:
+            numbers |= export(result, paths[0]) or {}
+        _remove([path for path in paths if not wanted or (texture is None and path.suffix in (".png", ".mtl"))])
+        numbers |= {f"{path.name.replace('.', '_')}_mib": _size(path) / 2**20 for path in paths if path.exists()}
+    return numbers
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is exported.
+
+    Attributes:
+        mesh: the canonical one; texture, images: baked of all frames, and a file per frame, where the config asks for them.
+        fps: frames per second; up: the world's, as the cameras stand.
+    """
+
+    job: Job
+    dataset: dataset_io.Dataset
+    animation: Animation
+    mesh: mesh_io.Mesh
+    texture: Texture | None
+    images: list[Path] | None
+    fps: float
+    up: tuple[float, ...]
+
+
+def _export_glb(r: Result, path: Path) -> dict[str, float | bool]:
+    """The animation as morph targets, and as a skeleton beside it; numbers about the latter."""
+    glb.export_glb(r.animation, path, r.fps, r.texture, up=r.up)
+    rest, compact = r.dataset.to_world(r.mesh.vertices), path.with_name("animation_skinned.glb")
+    nodes = graph_io.load(r.job.paths.graph)
+    return skinned.export_skinned_glb(r.animation, compact, r.fps, nodes, rest, r.dataset.world_from_scene, r.texture, up=r.up)
+
+
+FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Result, Path], dict[str, float | bool] | None]]] = {
+    "ply": (("frames",), lambda r, path: ply.export_ply_sequence(r.animation, path)),
+    "obj": (("obj",), lambda r, path: obj.export_obj_sequence(r.animation, path, r.texture, r.images)),
+    "glb": (("animation.glb", "animation_skinned.glb"), _export_glb),
+    "usd": (("animation.usdc", "animation.png"), lambda r, path: usd.export_usd(r.animation, path, r.fps, r.texture, r.up, images=r.images)),
+    "pc2": (
+        tuple(f"animation_cache{end}" for end in (".pc2", ".obj", ".mtl", ".png")),
+        lambda r, path: pc2.export_pc2(r.animation, path, r.fps, r.texture),
+    ),
+}
+"""Of each format of `config.MESH_FORMATS` but `npz`: its files and folders below `7_mesh/`, and what writes the first, and the others beside it."""
 
 
 def _remove(paths: list[Path]) -> None:

@@ -35,7 +35,7 @@ from instant_nk.models.sdf_field import hull_distance
 logger = logging.getLogger(__name__)
 
 LEVELS, FEATURES, BASE, HIDDEN = 6, 4, 12, 32  # of the quick surface: its config says only how long and how fine
-LEARNING_RATE, INV_STD = 2e-2, 256.0  # twice the canonical step size and a sharp start: a few hundred steps have to carve the hull
+LEARNING_RATE, EIKONAL_WEIGHT, INV_STD = 2e-2, 0.05, 256.0  # twice the canonical step size and a sharp start: a few hundred steps have to carve the hull
 KEEP_COMPONENTS = 0.01
 DEPTH_EDGE = 0.02  # scene units: a larger step in depth between neighbouring pixels is an occlusion, not a surface
 
@@ -106,7 +106,7 @@ class NeuralProvider:
         c, job = self.config, self.job
         spec = HashSpec.geometric(LEVELS, FEATURES, c.log2_table_size, BASE, c.finest_resolution)
         pixels, hull, distance = self.start(frame)
-        fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], LEARNING_RATE, 0.05, 0.2, INV_STD)
+        fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], LEARNING_RATE, EIKONAL_WEIGHT, c.mask_weight, INV_STD)
         fit = SurfaceFit(fit_config, pixels, hull, job.device, job.config.runtime.seed + frame, f"frame {frame}", how=self.how, distance=distance)
         surface = fit.run()
         return lambda: self.extract(frame, surface)

@@ -1,0 +1,1 @@
+"""What a person looks at: the report page, its player and charts, the live viewer. Reads results, computes none."""

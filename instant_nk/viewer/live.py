@@ -24,9 +24,7 @@ def _viser() -> Any:
     try:
         import viser
     except ImportError:
-        raise BackendError(
-            "the live viewer needs the package viser, which is not installed. pip install 'instant-nk[viewer]', or open 8_report/index.html instead."
-        ) from None
+        raise BackendError("the live viewer needs the package viser, which is not installed. pip install viser, or open 8_report/index.html instead.") from None
     return viser
 
 

@@ -142,3 +142,7 @@ def test_a_missing_package_is_named_before_the_first_stage(monkeypatch, values, 
     with pytest.raises(BackendError, match="pip install (usd-core, or leave usd out|xatlas, or set mesh.texture: vertex)"):
         schema.check_packages(config)
     schema.check_packages(schema.parse({"mesh": {"texture": "vertex"}}))  # who asks for neither needs neither
+
+
+def test_every_format_the_config_allows_has_a_writer():
+    assert {"npz", *mesh_exports.FORMATS} == set(schema.MESH_FORMATS)

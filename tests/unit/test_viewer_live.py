@@ -168,7 +168,7 @@ def test_heat_goes_from_blue_to_red_and_shadings_are_colours(run):
 
 @pytest.fixture
 def viewer(run):
-    pytest.importorskip("viser", reason="viser is not installed: pip install 'instant-nk[viewer]'")
+    pytest.importorskip("viser", reason="viser is not installed: pip install viser")
     run.dataset()
     made = live.LiveViewer(run.paths, port=18080, watch=True)
     yield made
@@ -214,7 +214,7 @@ def test_playing_walks_through_the_frames_and_images_follow(run, viewer, monkeyp
 def test_without_viser_the_message_says_what_to_install(run, monkeypatch):
     run.dataset()
     monkeypatch.setitem(sys.modules, "viser", None)
-    with pytest.raises(BackendError, match=r"pip install 'instant-nk\[viewer\]', or open 8_report/index\.html"):
+    with pytest.raises(BackendError, match=r"pip install viser, or open 8_report/index\.html"):
         live.LiveViewer(run.paths)
 
 

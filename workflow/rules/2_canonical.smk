@@ -21,7 +21,7 @@ rule canonical_sequence:
     resources:
         gpu=gpus,
         mem_mb=memory_mb(6000, images_of=lambda settings: 1),
-        runtime=120,
+        runtime=minutes(120),
     params:
         reads=reads("canonical"),
         config=command("canonical"),

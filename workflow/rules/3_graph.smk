@@ -19,7 +19,7 @@ rule graph_sequence:
         f"{LOGS}/3_graph.tsv"
     resources:
         mem_mb=memory_mb(3000),
-        runtime=30,
+        runtime=minutes(30),
     params:
         reads=reads("graph"),
         config=command("graph"),

@@ -19,7 +19,7 @@ rule observation_batch:
     resources:
         gpu=gpus,
         mem_mb=memory_mb(3000, images_of=lambda settings: 1),
-        runtime=120,
+        runtime=minutes(120),
     params:
         reads=reads("observation"),
         config=command("observation"),

@@ -22,7 +22,7 @@ rule field_window:
     resources:
         gpu=gpus,
         mem_mb=memory_mb(4000, images_of=lambda settings: settings.field.window_frames),
-        runtime=240,
+        runtime=minutes(240),
     params:
         reads=reads("field"),
         config=command("field"),

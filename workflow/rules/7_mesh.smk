@@ -23,7 +23,7 @@ rule mesh_window:
     resources:
         gpu=gpus,
         mem_mb=memory_mb(4000),
-        runtime=60,
+        runtime=minutes(60),
     params:
         reads=reads("mesh"),
         config=command("mesh"),

@@ -21,7 +21,7 @@ def _require_usd() -> Any:
     try:
         import pxr
     except ImportError:
-        raise BackendError("mesh.formats: usd needs the package usd-core, which is not installed. pip install 'instant-nk[usd]', or leave usd out.") from None
+        raise BackendError("mesh.formats: usd needs the package usd-core, which is not installed. pip install usd-core, or leave usd out.") from None
     return pxr
 
 
