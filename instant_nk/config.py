@@ -166,6 +166,9 @@ class MeshConfig:
     )
     texture_size: int = key(512, "side of the baked texture, pixels")
     texture_views: int = key(48, "images the texture is baked from at most, spread over frames and cameras")
+    smoothing: float | None = key(
+        None, "smoothing of the vertices over time, weight of squared second differences; null: as much as they show to be noise; 0: none"
+    )
 
 
 @dataclass(frozen=True)
@@ -499,6 +502,7 @@ def _check(config: Config) -> None:
                     "ema",
                     "appearance",
                     "preview_every_s",
+                    "smoothing",
                 )
                 _require(
                     value >= 0 if zero_ok else value > 0, f"{section.name}.{item.name}", "a number of zero or more" if zero_ok else "a number above zero", value

@@ -19,7 +19,7 @@ STAGE_VERSION = {
     "observation": 3,
     "registration": 5,
     "field": 3,
-    "mesh": 2,
+    "mesh": 3,
     "report": 2,
 }
 PART_STAGES = {"observation": "a batch of frames", "field": "a window"}  # stages that work on a part only; `mesh` joins its windows without one

@@ -75,7 +75,7 @@ class Animation:
         vertices: f32 [N, V, 3], world units.
         faces: i32 [T, 3]: one topology for all frames.
         colours: sRGB in [0, 1], f32 [V, 3].
-        sdf_residual: |sdf| of each canonical vertex under the inverse warp of its live position, world units, f32 [N, V].
+        sdf_residual: |sdf| of each canonical vertex under the inverse warp of its live position, before smoothing over time, world units, f32 [N, V].
         cycle_error: distance between a canonical vertex and warp-to-canonical of its live position, world units, f32 [N, V].
         n_views: training cameras that see the vertex, i32 [N, V].
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor
 from instant_nk import layout, log
 from instant_nk.fitting import window_files
 from instant_nk.fitting.visibility import seen_by
+from instant_nk.geometry import smoothing
 from instant_nk.io import artifact
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import mesh as mesh_io
+from instant_nk.io import motion as motion_io
 from instant_nk.io.mesh import Animation
 from instant_nk.kernels.blend_skinning import blend_with_jacobian
 from instant_nk.layout import Job
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 NEWTON_STEPS = 6
 BLOCK = 1 << 16  # vertices carried at once
+DOUBTFUL = 0.01  # weight, against its neighbours, of a frame that registration lost
 
 
 def run(job: Job) -> None:
@@ -126,16 +130,19 @@ def _quality(field: WindowField, space: LiveSpace, motion: tuple[Tensor, Tensor]
 
 
 def join(job: Job) -> None:
-    """Blend windows over their overlap, save `animation.npz`, then write the exports."""
+    """Blend windows over their overlap, smooth over time, write the exports and `animation.npz`."""
     measure = log.measure()
     dataset = dataset_io.load(job.paths.manifest)
     windows = window_files.windows_of(dataset.frames, job.config.field)
     parts = [mesh_io.load_animation(job.paths.mesh_window(w)) for w in windows]
-    animation, disagreement = blend(parts, dataset.frames)
+    blended, disagreement = blend(parts, dataset.frames)
+    seams = seam_numbers(blended, parts, disagreement)
+    animation, smoothed = smooth(blended, motion_io.load(job.paths.motion).converged, dataset.canonical_frame, job.config.mesh.smoothing)
     exported = mesh_exports.write(job, dataset, animation)
-    mesh_io.save_animation(job.paths.animation, animation, _header(job, {w: artifact.file_hash(job.paths.mesh_window(w)) for w in windows}))
+    inputs = {"motion": artifact.file_hash(job.paths.motion)} | {w: artifact.file_hash(job.paths.mesh_window(w)) for w in windows}
+    mesh_io.save_animation(job.paths.animation, animation, _header(job, inputs))
     job.paths.surfaces.unlink(missing_ok=True)  # an earlier run's, in a mode that does not track
-    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seam_numbers(animation, parts, disagreement), **exported})
+    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seams, **smoothed, **exported})
 
 
 def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, list[float]]:
@@ -160,6 +167,27 @@ def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, l
             views[row] = np.maximum(views[row], part.n_views[i])
     mean = {name: (values / weights.reshape(-1, *[1] * (values.ndim - 1))).astype(np.float32) for name, values in total.items()}
     return Animation(np.array(frames, np.int32), mean["vertices"], first.faces, first.colours, mean["sdf_residual"], mean["cycle_error"], views), disagreement
+
+
+def smooth(animation: Animation, converged: np.ndarray, canonical_frame: int, strength: float | None) -> tuple[Animation, dict[str, float]]:
+    """The animation smoothed over time; each frame was fitted on its own, and what differs between neighbours at random is seen as jitter.
+
+    Args:
+        converged: of the frames, bool [N]; a doubtful one follows its neighbours.
+        strength: see `geometry.smoothing`; None: found from the trajectories.
+
+    Returns:
+        the animation, whose canonical frame stays; the strength used, and how far vertices moved on average, % of the box's diagonal.
+    """
+    weights = np.where(converged, 1.0, DOUBTFUL)
+    weights[animation.frames == canonical_frame] = smoothing.FIXED
+    if strength is None:
+        strength = smoothing.strength(animation.vertices, weights)
+    vertices = smoothing.smooth(animation.vertices, strength, weights)
+    low, high = animation.vertices.min((0, 1)), animation.vertices.max((0, 1))
+    shift = float(np.linalg.norm(vertices - animation.vertices, axis=-1).mean()) * 100 / float(np.linalg.norm(high - low))
+    logger.info("%s", log.fields(smoothing=strength, mean_shift_pct=shift))
+    return dataclasses.replace(animation, vertices=vertices), {"smoothing": strength, "smoothing_shift_pct": shift}
 
 
 def _ramps(windows: list[np.ndarray]) -> list[np.ndarray]:

@@ -171,6 +171,48 @@ def test_a_single_window_has_no_seam(frames):
     assert (said["within_jolt_pct"] is None) == (len(frames) < 3)
 
 
+# Smoothing over time
+
+
+def swinging(frames, jitter):
+    """Three vertices on a slow circle, each frame of them off by `jitter` at random."""
+    angle = 2 * np.pi * np.arange(frames) / frames
+    away = np.stack([np.cos(angle), np.sin(angle), 0 * angle], -1)[:, None]
+    return moving([0])[0] + away + np.random.default_rng(0).normal(0, jitter, (frames, 3, 3))
+
+
+def smoothed(vertices, strength=None, lost=(), canonical=3):
+    frames = list(range(len(vertices)))
+    converged = np.array([frame not in lost for frame in frames])
+    return mesh_stage.smooth(part(frames, vertices), converged, canonical, strength)
+
+
+def test_jitter_is_smoothed_and_said_how_much():
+    noisy, true = swinging(40, 0.01), swinging(40, 0)
+    animation, said = smoothed(noisy)
+    assert (
+        np.linalg.norm(np.diff(animation.vertices - true, 2, axis=0), axis=-1).mean() < 0.4 * np.linalg.norm(np.diff(noisy - true, 2, axis=0), axis=-1).mean()
+    )
+    shift = np.linalg.norm(animation.vertices - noisy, axis=-1).mean()
+    assert said["smoothing"] > 0 and said["smoothing_shift_pct"] == pytest.approx(100 * shift / np.linalg.norm(np.ptp(noisy.reshape(-1, 3), axis=0)), rel=1e-3)
+    np.testing.assert_allclose(animation.vertices[3], noisy[3], atol=1e-5)  # the canonical frame is the canonical mesh
+
+
+def test_smoothing_can_be_set_and_left_out():
+    noisy = swinging(40, 0.01)
+    same, said = smoothed(noisy, strength=0.0)
+    np.testing.assert_array_equal(same.vertices, noisy.astype(np.float32))
+    assert said == {"smoothing": 0.0, "smoothing_shift_pct": 0.0}
+    assert smoothed(noisy, strength=5.0)[1]["smoothing"] == 5.0
+
+
+def test_a_frame_that_registration_lost_follows_its_neighbours():
+    vertices, true = swinging(40, 0.01), swinging(40, 0)
+    vertices[20] += 0.5
+    animation, _ = smoothed(vertices, lost=[20])
+    assert np.linalg.norm(animation.vertices - true, axis=-1)[18:23].max() < 0.06
+
+
 # The stage
 
 
@@ -207,7 +249,8 @@ def test_quality_is_measured_per_vertex_and_frame(body, animation):
 
 def test_the_header_says_which_windows_were_joined(body):
     header = artifact.read_header(body.job.paths.animation)
-    assert header["inputs"] == {window: artifact.file_hash(body.job.paths.mesh_window(window)) for window in WINDOWS}
+    windows = {window: artifact.file_hash(body.job.paths.mesh_window(window)) for window in WINDOWS}
+    assert header["inputs"] == windows | {"motion": artifact.file_hash(body.job.paths.motion)}
 
 
 def test_a_missing_window_is_named(body, tmp_path):

@@ -66,6 +66,7 @@ rule mesh_join:
     input:
         manifest=AT.manifest,
         mesh=AT.canonical_mesh,
+        motion=AT.motion,
         windows=lambda wildcards: every_carried(wildcards.sequence),
     output:
         AT.animation,

@@ -1,0 +1,59 @@
+"""Trajectories smoothed over time, as much as they themselves show to be noise. numpy and scipy, no files.
+
+Whittaker smoothing: of trajectories y find x that minimises `sum_t w_t |x_t - y_t|^2 + strength sum_t |x_{t-1} - 2 x_t + x_{t+1}|^2`.
+The strength is the one that foretells best what it has not seen: with each frame left out in turn (for a linear smoother S that is
+`(y_t - x_t) / (1 - S_tt)`), its squared error is least. Motion that changes within a frame or two foretells itself badly from its
+neighbours, and then nothing is smoothed. (E. T. Whittaker 1923; P. Craven and G. Wahba 1979, Smoothing noisy data with spline functions.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+LEAST_FRAMES = 6  # fewer say too little of how they move
+STRENGTHS = 10.0 ** np.arange(-2, 2.01, 0.25)
+JUDGED_FRAMES, JUDGED_POINTS = 256, 4000  # that the strength is found on, evenly spread
+COLUMNS = 1 << 14  # coordinates smoothed at once
+FIXED = 1e6  # weight of a frame that stays where it is
+
+
+def strength(trajectories: np.ndarray, weights: np.ndarray) -> float:
+    """The strength at which frames that are left out are foretold best; 0 where the least that is tried is best, or frames are few.
+
+    Args:
+        trajectories: [F, V, 3].
+        weights: of the frames, [F]: 1 as usual, less for a doubtful one, `FIXED` for one that stays.
+    """
+    if len(trajectories) < LEAST_FRAMES:
+        return 0.0
+    start = (len(trajectories) - min(len(trajectories), JUDGED_FRAMES)) // 2
+    points = np.linspace(0, trajectories.shape[1] - 1, min(trajectories.shape[1], JUDGED_POINTS)).astype(int)
+    y, w = (values[start : start + JUDGED_FRAMES] for values in (trajectories[:, points].astype(np.float64), weights))
+    bend = np.diff(np.eye(len(y)), 2, axis=0)
+    errors = []
+    for value in STRENGTHS:
+        kept = np.linalg.solve(np.diag(w) + value * bend.T @ bend, np.diag(w))
+        left_out = (y - np.tensordot(kept, y, 1))[w == 1] / (1 - np.diag(kept)[w == 1])[:, None, None]
+        errors.append(float((left_out**2).sum(-1).mean()))
+    best = int(np.argmin(errors))
+    return float(STRENGTHS[best]) if best else 0.0
+
+
+def smooth(trajectories: np.ndarray, strength: float, weights: np.ndarray) -> np.ndarray:
+    """Smoothed trajectories [F, V, 3], of the same type."""
+    from scipy.linalg import solveh_banded
+
+    count = len(trajectories)
+    if strength == 0 or count < 3:
+        return trajectories.copy()
+    bend = np.zeros((3, count))  # upper bands of D^T D, D the second difference
+    for offset, values in ((0, (1.0, 4.0, 1.0)), (1, (-2.0, -2.0)), (2, (1.0,))):
+        for place, value in enumerate(values):
+            bend[2 - offset, place + offset : count - 2 + place + offset] += value
+    bands = strength * bend
+    bands[2] += weights
+    flat, result = trajectories.reshape(count, -1), np.empty_like(trajectories).reshape(count, -1)
+    for start in range(0, flat.shape[1], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        result[:, part] = solveh_banded(bands, weights[:, None] * flat[:, part].astype(np.float64), check_finite=False)
+    return result.reshape(trajectories.shape)
