@@ -166,6 +166,9 @@ class MeshConfig:
     )
     texture_size: int = key(512, "side of the baked texture, pixels")
     texture_views: int = key(48, "images the texture is baked from at most, spread over frames and cameras")
+    tear_at: float = key(
+        4.0, "cut faces that stretch beyond this many times their length, between parts that touched at rest, and close the holes; 0: keep them"
+    )
     smoothing: float | None = key(
         None, "smoothing of the vertices over time, weight of squared second differences; null: as much as they show to be noise; 0: none"
     )
@@ -494,7 +497,7 @@ def _check(config: Config) -> None:
         for item in dataclasses.fields(part):
             value = getattr(part, item.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and item.name not in ("first", "seed", "canonical_frame", "rig_first_frame"):
-                zero_ok = item.name.endswith("_weight") or item.name in (
+                zero_ok = (item.name.endswith("_weight") and (section.name, item.name) != ("registration", "rigidity_weight")) or item.name in (
                     "heldout_cameras",
                     "keep_components",
                     "overlap",
@@ -503,6 +506,7 @@ def _check(config: Config) -> None:
                     "appearance",
                     "preview_every_s",
                     "smoothing",
+                    "tear_at",
                 )
                 _require(
                     value >= 0 if zero_ok else value > 0, f"{section.name}.{item.name}", "a number of zero or more" if zero_ok else "a number above zero", value

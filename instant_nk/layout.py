@@ -16,9 +16,9 @@ STAGE_VERSION = {
     "dataset": 4,
     "canonical": 3,
     "graph": 2,
-    "observation": 3,
+    "observation": 4,
     "registration": 5,
-    "field": 3,
+    "field": 4,
     "mesh": 3,
     "report": 2,
 }

@@ -300,7 +300,7 @@ def _compiled_displacement(source: Cloud, target: Cloud, sigma: float) -> tuple[
     """`soft_displacement` in compiled loops and single precision, both transports side by side."""
     middle = target.points.mean(0)
     one, other = (_features(cloud, middle, sigma) for cloud in (source, target))
-    own = (source.area / source.area).numpy(), source.area.numpy()
+    own = np.ones(len(source.area)), source.area.numpy()
     goal = (source.area.mean() / target.area.clamp_min(1e-30)).numpy(), target.area.numpy()
     found: list = [None, None]
 
@@ -325,7 +325,7 @@ def _compiled_transport(one: np.ndarray, other: np.ndarray, ratio: np.ndarray, a
     kernel, row, column = np.empty((rows, columns), np.float32), np.empty(rows, np.float32), np.empty(columns, np.float32)
     share, mean = np.empty(rows, np.float32), np.empty((rows, 3), np.float32)
     turned, run = np.ascontiguousarray(other.T), loops()
-    run.affinity(one, turned, np.log(area / (2 * math.pi * sigma**2)).astype(np.float32), kernel)
+    run.affinity(one, turned, np.log(np.maximum(area, 1e-30) / (2 * math.pi * sigma**2)).astype(np.float32), kernel)
     run.balance(kernel, ratio.astype(np.float32), np.float32(OUTLIER), ROUNDS, row, column)
     run.carried(kernel, row, column, turned[:3], share, mean)
     return mean, share

@@ -77,13 +77,14 @@ def register_sequence(
             if frame == canonical_frame:  # the rest shape is this frame's: there is nothing to estimate, and noise would move the mesh off its own surface
                 fits[frame] = judge(body, Pose.identity(body), observe(frame))
                 continue
-            starts = _starts(body, chain[:i], frame, fits)
+            starts = _starts(body, chain[:i], frame, fits, canonical_frame)
             fits[frame] = register_from(body, starts, observe(frame), options, pictures(frame) if pictures else None)
             _report(body, frame, fits[frame])
             if done:
                 done(fits)
-    for frame in [f for f in frames if not fits[f].converged]:
-        fits[frame] = _find_again(body, frames, frame, fits, observe(frame), options, pictures(frame) if pictures else None)
+    for frame in [f for f in frames if not fits[f].converged and f != canonical_frame]:
+        good = [f for f in frames if fits[f].converged or f == canonical_frame]
+        fits[frame] = _find_again(body, good, frame, fits, observe(frame), options, pictures(frame) if pictures else None)
         _report(body, frame, fits[frame])
     return fits
 
@@ -93,9 +94,9 @@ def _report(body: Body, frame: int, fit: Fit) -> None:
     logger.log(logging.INFO if fit.converged else logging.WARNING, "frame=%d %s converged=%s", frame, numbers, fit.converged)
 
 
-def _starts(body: Body, chain: list[int], frame: int, fits: dict[int, Fit]) -> list[Pose]:
-    """Poses to start a frame from: the last good one along the chain, and that one moved on at its velocity."""
-    good = [f for f in chain if fits[f].converged]
+def _starts(body: Body, chain: list[int], frame: int, fits: dict[int, Fit], canonical_frame: int) -> list[Pose]:
+    """Poses to start a frame from: the last good one along the chain, and that one moved on at its velocity. The canonical frame's is always good."""
+    good = [f for f in chain if fits[f].converged or f == canonical_frame]
     if not good:
         return [fits[chain[0]].pose if chain else Pose.identity(body)]
     last = fits[good[-1]].pose
@@ -105,15 +106,14 @@ def _starts(body: Body, chain: list[int], frame: int, fits: dict[int, Fit]) -> l
     return [last, predict(body, last, fits[good[-2]].pose, pace)]
 
 
-def _find_again(body: Body, frames: list[int], frame: int, fits: dict[int, Fit], target: Target, options: Options, pictures: Pictures | None) -> Fit:
-    """A lost frame once more, from the nearest good frames on either side and from between them.
+def _find_again(body: Body, good: list[int], frame: int, fits: dict[int, Fit], target: Target, options: Options, pictures: Pictures | None) -> Fit:
+    """A lost frame once more, from the nearest of the `good` frames on either side and from between them.
 
     Where that does not help, the frame keeps whichever agrees better with its observation: the fit or the interpolation. It
     stays marked as not converged.
     """
-    here = frames.index(frame)
-    before = next((f for f in reversed(frames[:here]) if fits[f].converged), None)
-    after = next((f for f in frames[here + 1 :] if fits[f].converged), None)
+    before = next((f for f in reversed(good) if f < frame), None)
+    after = next((f for f in good if f > frame), None)
     if before is None and after is None:
         return fits[frame]
     starts = [fits[f].pose for f in (before, after) if f is not None]

@@ -70,6 +70,7 @@ def _bind(rig: Rig, posed: np.ndarray, nodes: np.ndarray, normals: np.ndarray) -
 def refine(
     body: Body,
     poses: dict[int, Pose],
+    canonical_frame: int,
     observe: Callable[[int], Target],
     options: Options,
     pictures: Callable[[int], Pictures] | None = None,
@@ -80,6 +81,7 @@ def refine(
 
     Args:
         poses: given pose of each frame.
+        canonical_frame: stays at rest, as for `register_sequence`.
         observe, pictures, known, done: as for `register_sequence`.
 
     Returns:
@@ -88,6 +90,9 @@ def refine(
     fits = dict(known or {})
     for frame, given in poses.items():
         if frame in fits:
+            continue
+        if frame == canonical_frame:
+            fits[frame] = judge(body, Pose.identity(body), observe(frame))
             continue
         target, seen = observe(frame), pictures(frame) if pictures else None
         fit = register_near(body, given, target, options, seen)

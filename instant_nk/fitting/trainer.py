@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 NOTE_EVERY = 20  # steps between looks at the numbers: each look makes the host wait for the GPU
 LEAST_SAMPLES = 1024  # per step; a device without room for so few has no room for the networks either
 LEAST_RAYS = 64
+MOST_RAYS = 4  # per sample wanted: of rays that meet nothing, more would not help
+EMPTY_LOOKS = 20  # looks at steps without any sample after which a training is given up
 SAME_RAYS = 0.12  # a recorded step keeps its ray count while it is right to this share: another count is another recording
 SETTLING = 8  # steps after which a recorded training looks at its samples' number only with the other numbers
 
@@ -104,7 +106,7 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.run_step = Replay(self.act) if how.recorded else Eager(self.act)
         self.rays = max(LEAST_RAYS, samples // 16)
-        self.done = 0
+        self.done, self.empty = 0, 0
         self.reduced = False
         self.history: dict[str, list[float]] = {name: [] for name in ("step", "loss", "psnr_db", *self.NOTED)}
 
@@ -183,10 +185,13 @@ class Trainer:
         if not due and isinstance(seen["marched"], Tensor):  # to look at it is to wait; a step without room, the first of a resumed run, has numbers
             return
         marched, kept = int(seen["marched"]), int(seen["kept"])
+        self.empty = 0 if marched else self.empty + 1
+        if self.empty > EMPTY_LOOKS:
+            raise NumericalError(f"{self.title}: no ray meets the surface any more at step {self.done} of {self.steps}. {self.ADVICE}")
         change = min(1.3, max(0.7, self.samples / max(marched, 1)))
         if not due or (self.how.recorded and abs(change - 1) <= SAME_RAYS):
             change = 1.0
-        self.rays = int(self.rays * change)
+        self.rays = min(max(LEAST_RAYS, int(self.rays * change)), MOST_RAYS * self.samples)
         self.run_step.expect(int(marched * change), int(kept * change))
 
     def advance(self) -> Seen:

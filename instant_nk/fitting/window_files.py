@@ -15,6 +15,7 @@ from instant_nk.config import FieldConfig
 from instant_nk.errors import ContractError
 from instant_nk.fitting.live_fit import Fineness
 from instant_nk.fitting.meshing import sample_sdf
+from instant_nk.geometry import surface
 from instant_nk.io import artifact, checkpoint
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import graph as graph_io
@@ -30,6 +31,7 @@ from instant_nk.models.warp import NodeMotion, Skeleton
 from instant_nk.models.window_field import WindowField
 
 RESIDUAL_HIDDEN = 32
+WIDEST = 1.5  # cells of the live grid between neighbouring vertices: each occupies two cells around it
 
 
 @dataclass
@@ -60,8 +62,11 @@ def load_canonical(paths: layout.Paths, device: str) -> CanonicalField:
     return CanonicalField(sdf, colour, float(sharpness().detach()), state["occupied"])
 
 
-def load_skeleton(paths: layout.Paths, device: str) -> Skeleton:
+def load_skeleton(paths: layout.Paths, cells: int, device: str) -> Skeleton:
     """Graph and canonical mesh as the warp wants them.
+
+    Args:
+        cells: of the live grid along each axis.
 
     Raises:
         ContractError: the graph was built on another mesh.
@@ -69,14 +74,16 @@ def load_skeleton(paths: layout.Paths, device: str) -> Skeleton:
     graph, mesh = graph_io.load(paths.graph), mesh_io.load(paths.canonical_mesh)
     if len(graph.vertex_anchors) != len(mesh.vertices):
         raise ContractError(f"{paths.graph}: holds {len(graph.vertex_anchors)} vertices, the canonical mesh has {len(mesh.vertices)}. Re-run stage 'graph'.")
+    vertices, _, origin = surface.refine(mesh.vertices, mesh.faces, WIDEST * 2 / cells)
     return Skeleton(
         torch.from_numpy(graph.node_positions).to(device),
         torch.from_numpy(graph.node_radii).to(device),
         torch.from_numpy(graph.edges).long().to(device),
         torch.from_numpy(graph.edge_weights).to(device),
         graph.spacing,
-        torch.from_numpy(mesh.vertices).to(device),
-        torch.from_numpy(graph.vertex_anchors).long().to(device),
+        torch.from_numpy(vertices.astype(np.float32)).to(device),
+        torch.from_numpy(graph.vertex_anchors[origin]).long().to(device),
+        len(mesh.vertices),
     )
 
 
@@ -95,7 +102,8 @@ def new_field(
     Raises:
         ContractError: graph, mesh and motion do not belong together, or the motion does not cover the window.
     """
-    canonical, skeleton = load_canonical(paths, device), load_skeleton(paths, device)
+    canonical = load_canonical(paths, device)
+    skeleton = load_skeleton(paths, canonical.occupancy_resolution, device)
     motion, frames = motion_io.load(paths.motion), window_frames(dataset, window)
     if motion.rotations.shape[1] != len(skeleton.nodes):
         raise ContractError(f"{paths.motion}: moves {motion.rotations.shape[1]} nodes, the graph has {len(skeleton.nodes)}. Re-run stage 'registration'.")

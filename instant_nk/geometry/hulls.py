@@ -229,9 +229,15 @@ def subject_box(
     return box
 
 
-def outer_faces(hull: np.ndarray) -> int:
-    """Number of voxel faces between a hull bool [R, R, R] and what is not hull: its surface. Parts that touch hide each other's."""
-    padded = np.pad(hull, 1)
+def open_surface(hull: np.ndarray) -> int:
+    """Number of voxel faces between a hull bool [R, R, R] and what is not hull, after gaps of a voxel are closed.
+
+    Parts that touch hide each other's surface. Parts that nearly do are full of tunnels in a hull, whose walls would count as if they showed
+    something; closed, they count as what they are.
+    """
+    from scipy.ndimage import binary_closing
+
+    padded = binary_closing(np.pad(hull, 3), np.arange(-1, 2)[:, None, None] ** 2 + np.arange(-1, 2)[:, None] ** 2 + np.arange(-1, 2) ** 2 <= 1)
     return sum(int(np.count_nonzero(padded[1:] != padded[:-1])) for padded in (padded, padded.swapaxes(0, 1), padded.swapaxes(0, 2)))
 
 

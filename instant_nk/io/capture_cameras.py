@@ -29,6 +29,7 @@ RIGID_TOLERANCE = 1e-3
 # Keys this reader uses; those of the second group may stand once for all cameras or in each camera's own entry.
 TOP_KEYS = {"file_folder", "frames", "aabb", "aabb_scale", "scale", "offset", "integer_depth_scale", "depth_unit_scale_factor", "enable_depth_loading"}
 INTRINSIC_KEYS = {"K", "w", "h", "fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov", "cx", "cy", "k1", "k2", "k3", "p1", "p2"}
+FOCAL_KEYS = {"fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov"}
 ENTRY_KEYS = {"file_path", "transform_matrix", "time", "depth_path", "mask_path"}
 
 # Keys that change the meaning of poses or pixels, and what can be done instead. Their neutral values (absent, false, zero) pass.
@@ -182,10 +183,8 @@ def read_pose(entry: dict[str, Any], where: str) -> np.ndarray:
 
 def read_camera(meta: dict[str, Any], entry: dict[str, Any], where: str) -> dict[str, Any]:
     """Pose, intrinsics, distortion and size of one entry; what the entry lacks is taken from the top level."""
-    lens = {k: entry.get(k, meta.get(k)) for k in INTRINSIC_KEYS if k in entry or k in meta}
-    if "K" not in entry and "K" in meta and any(k in entry for k in ("fl_x", "camera_angle_x", "x_fov")):
-        del lens["K"]  # an entry's own focal length beats a shared K
-    if "K" not in lens and not any(k in lens for k in ("fl_x", "camera_angle_x", "x_fov", "fl_y", "camera_angle_y", "y_fov")):
+    lens = _lens_keys(meta, entry, where)
+    if not lens.keys() & (FOCAL_KEYS | {"K"}):
         raise DataError(f"{where}: no intrinsics: wanted 'K', 'fl_x' or 'camera_angle_x'.{_meant('fl_x', entry)}")
     size = None
     if "w" in lens or "h" in lens:
@@ -199,11 +198,34 @@ def read_camera(meta: dict[str, Any], entry: dict[str, Any], where: str) -> dict
     return {"c2w": read_pose(entry, where), "intrinsics": lens, "distortion": distortion, "size": size}
 
 
+def _lens_keys(meta: dict[str, Any], entry: dict[str, Any], where: str) -> dict[str, Any]:
+    """The intrinsic keys that hold for an entry: its own, and the shared ones that say what it does not, whatever the spelling of either."""
+    own = {k: entry[k] for k in INTRINSIC_KEYS if k in entry}
+    shared = {k: meta[k] for k in INTRINSIC_KEYS if k in meta}
+    focal = own.keys() & FOCAL_KEYS
+    if "K" in shared and "K" not in own and (focal or own.keys() & {"cx", "cy"}):
+        K = _full_matrix(shared["K"], where)
+        centre = {"cx": float(K[0, 2]), "cy": float(K[1, 2])}
+        if focal:  # of the shared K only the principal point is left
+            del shared["K"]
+            shared |= centre
+        else:
+            K[:2, 2] = [number(own.get(key, value), where, key) for key, value in centre.items()]
+            shared["K"] = K.tolist()
+    return {k: value for k, value in shared.items() if not (focal and k in FOCAL_KEYS)} | own
+
+
+def _full_matrix(value: Any, where: str) -> np.ndarray:
+    """The intrinsics that a json gives as `K`, f64 [3, 3]."""
+    K = matrix(value, (3, 3), where, "K")
+    if not np.allclose(K[2], [0, 0, 1], atol=1e-9) or abs(K[1, 0]) > 1e-9:
+        raise DataError(f"{where}: 'K' must have the rows fx s cx / 0 fy cy / 0 0 1, got {K.tolist()}. Is it transposed?")
+    return K
+
+
 def _intrinsic_matrix(lens: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
     if "K" in lens:
-        K = matrix(lens["K"], (3, 3), where, "K")
-        if not np.allclose(K[2], [0, 0, 1], atol=1e-9) or abs(K[1, 0]) > 1e-9:
-            raise DataError(f"{where}: 'K' must have the rows fx s cx / 0 fy cy / 0 0 1, got {K.tolist()}. Is it transposed?")
+        K = _full_matrix(lens["K"], where)
     else:
         x = _focal(lens, "x", size[0], where)
         y = _focal(lens, "y", size[1], where)

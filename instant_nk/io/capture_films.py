@@ -15,7 +15,7 @@ from instant_nk.io.capture_cameras import VIDEO_SUFFIXES, RawCamera
 from instant_nk.io.capture_images import Images, MaskRule, Size, has_alpha, open_image, seems_whole, to_rgba, write_png
 from instant_nk.io.capture_layout import View
 
-DECODED_FORMAT = 1  # raise it when the same video gives other images
+DECODED_FORMAT = 2  # raise it when the same video gives other images
 MASK_MIDDLE = 128
 """Grey value of a mask video from which a pixel is subject: compression leaves no value exact."""
 

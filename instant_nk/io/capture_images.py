@@ -5,6 +5,7 @@ An image that already is an 8-bit RGBA PNG and needs nothing done stays where it
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from instant_nk.config import DatasetConfig
 from instant_nk.errors import DataError
@@ -22,6 +23,8 @@ from instant_nk.io import capture_layout as layouts
 from instant_nk.io.capture_cameras import IMAGE_SUFFIXES, VIDEO_SUFFIXES, RawCamera
 from instant_nk.io.capture_layout import View
 from instant_nk.io.capture_lens import Lens
+
+log = logging.getLogger(__name__)
 
 MASK_LEVEL = 26
 """Alpha (of 255) from which a pixel counts as subject: a tenth covered, so that parts thinner than a pixel are seen."""
@@ -37,11 +40,12 @@ def open_image(path: Path) -> Image.Image:
     """A fully decoded image.
 
     Raises:
-        DataError: missing, truncated, or not an image.
+        DataError: missing, truncated, not an image, or stored rotated.
     """
     try:
         with Image.open(path) as image:
             image.load()
+            _check_upright(image, path)
             return image
     except FileNotFoundError:
         raise DataError(f"{path}: the image is missing.") from None
@@ -50,12 +54,34 @@ def open_image(path: Path) -> Image.Image:
 
 
 def image_size(path: Path) -> Size:
-    """Width and height in pixels, from the file's header."""
+    """Width and height in pixels, from the file's header.
+
+    Raises:
+        DataError: not an image, or stored rotated.
+    """
     try:
         with Image.open(path) as image:
+            _check_upright(image, path)
             return image.size
     except DECODE_ERRORS as error:
         raise _unreadable(path, error) from None
+
+
+def _check_upright(image: Image.Image, path: Path) -> None:
+    """Refuse an image that its EXIF wants turned or mirrored: its pixels would be read as stored, and camera and masks may be those of what viewers show.
+
+    TIFF passes: there the decoder turns pixels and size alike.
+    """
+    if image.format == "TIFF":
+        return
+    try:
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # not PNG's own, which decodes the image
+    except DECODE_ERRORS:
+        return  # a tag that nobody can read turns nothing
+    if orientation in range(2, 9):
+        raise DataError(
+            f"{path}: the image is stored rotated (EXIF orientation {orientation}). Write the pixels upright, or clear the tag if the lens fits them as stored."
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -213,7 +239,7 @@ def _find_plates(root: Path, name: str, cameras: Sequence[RawCamera]) -> dict[st
 
 
 def read_mask(path: Path, size: Size) -> np.ndarray:
-    """A mask file as alpha u8 [H, W]: its own alpha, or its grey value; label images (palette, two-valued 0/1) count above zero."""
+    """A mask file as alpha u8 [H, W]: its own alpha, or its grey value; label images (palette, two-valued, or of small numbers only) count above zero."""
     image = open_image(path)
     if image.size != size:
         raise DataError(f"{path}: the mask has {_by(image.size)} pixels, its image {_by(size)}.")
@@ -224,7 +250,8 @@ def read_mask(path: Path, size: Size) -> np.ndarray:
         if alpha.min() < 255:
             return alpha
     grey = to_rgba(image, path)[..., :3].max(-1) if image.mode not in SIXTEEN_BIT else _sixteen_bit_mask(image)
-    return np.where(grey > 0, np.uint8(255), np.uint8(0)) if grey.max() <= 1 else grey
+    labels = grey.max() < MASK_LEVEL or ((grey == 0) | (grey == grey.max())).all()
+    return np.where(grey > 0, np.uint8(255), np.uint8(0)) if labels else grey
 
 
 def _sixteen_bit_mask(image: Image.Image) -> np.ndarray:
@@ -254,7 +281,7 @@ class Images:
 
     Args:
         view: where the files lie.
-        cameras: which of the view's cameras.
+        cameras: which of the view's cameras; an optional one of unknown size is left out, with a log line.
         frames: which frames.
         rule: where masks come from.
         max_side: longer side of the results at most, pixels.
@@ -265,9 +292,10 @@ class Images:
     def __init__(
         self, view: View, cameras: Sequence[RawCamera], frames: Sequence[int], rule: MaskRule, max_side: int | None, store: Path | None, optional: bool = False
     ):
-        self.view, self.cameras, self.frames, self.rule, self.store, self.optional = view, list(cameras), list(frames), rule, store, optional
+        self.view, self.frames, self.rule, self.store, self.optional = view, list(frames), rule, store, optional
         self._folders: dict[str, set[str]] = {}
-        self.lenses = [self._lens(camera, max_side) for camera in self.cameras]
+        known = [(camera, lens) for camera in cameras for lens in [self._lens(camera, max_side)] if lens is not None]
+        self.cameras, self.lenses = [camera for camera, _ in known], [lens for _, lens in known]
         stems = [str(PurePosixPath(c.name).with_suffix("")) for c in self.cameras]
         unique = len(set(stems)) == len(stems)
         self.stored = [f"{stem if unique else camera.name}.png" for stem, camera in zip(stems, self.cameras)]
@@ -277,12 +305,17 @@ class Images:
     def __len__(self) -> int:
         return len(self.cameras)
 
-    def _lens(self, camera: RawCamera, max_side: int | None) -> Lens:
+    def _lens(self, camera: RawCamera, max_side: int | None) -> Lens | None:
+        """A camera's lens; the size of its images may come from a frame that is not used. None: nothing tells the size, and the camera is optional."""
         size = camera.size
         if size is None:
-            path = next((p for t in self.frames for p in [self.source(camera, t)] if p is not None), None)
+            path = next((p for t in (*self.frames, *self.view.frame_folders) for p in [self.source(camera, t)] if p is not None), None)
             if path is None:
-                raise DataError(f"{camera.where}: the image size is unknown: no image exists and the json gives no 'w' and 'h'. Add them.")
+                unknown = f"{camera.where}: the image size is unknown: no image exists and the json gives no 'w' and 'h'"
+                if not self.optional:
+                    raise DataError(f"{unknown}. Add them.")
+                log.warning("%s. This held-out camera is left out; add them to have it rendered.", unknown)
+                return None
             size = self._raw_size(path)
         return capture_lens.make_lens(camera.K(size), camera.distortion, size, max_side, camera.where)
 

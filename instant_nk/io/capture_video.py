@@ -25,7 +25,7 @@ CHANNELS = {"rgb24": 3, "rgba": 4, "gray": 1}
 
 
 def frame_count(path: Path) -> int:
-    """Number of pictures of a video: from the index of an MP4 or QuickTime file, of any other kind by reading it through.
+    """Number of pictures of a video: from the index of an MP4 or QuickTime file, by decoding where an edit list cuts it; of other kinds by reading through.
 
     Raises:
         DataError: missing, truncated, or without a video stream.
@@ -42,14 +42,14 @@ def _count(path: Path, size: int, changed_ns: int) -> int:
     """`frame_count`, remembered as long as the file stays the same."""
     with open(path, "rb") as handle:
         count = _indexed_count(handle, size, path) if handle.read(8)[4:] in MP4_STARTS else None
-    count = _packet_count(path) if count is None else count
+    count = _stream_count(path) if count is None else count
     if not count:
         raise DataError(f"{path}: the video holds no pictures. Export it again.")
     return count
 
 
 def _indexed_count(handle: BinaryIO, size: int, path: Path) -> int | None:
-    """Samples of the first video track of an MP4 or QuickTime file; None where there is no such index (fragmented files)."""
+    """Pictures of the first video track of an MP4 or QuickTime file; None where there is no such index (fragmented files)."""
     top = dict(_boxes(handle, 0, size))
     whole = all(end <= size for _, end in top.values())
     if not whole or b"moov" not in top:
@@ -62,10 +62,51 @@ def _indexed_count(handle: BinaryIO, size: int, path: Path) -> int | None:
         media = dict(_boxes(handle, *_within(handle, track, b"mdia")))
         handle.seek(media[b"hdlr"][0] + 8)
         if handle.read(4) == b"vide":
-            table = _within(handle, media[b"minf"], b"stbl", b"stsz")
-            handle.seek(table[0] + 8)
-            return int.from_bytes(handle.read(4), "big")
+            table = dict(_boxes(handle, *_within(handle, media[b"minf"], b"stbl")))
+            count = _number(handle, table[b"stsz"], 8, 4)
+            first = _number(handle, table[b"ctts"], 12, 4, signed=True) if b"ctts" in table else 0
+            clocks = _clock(handle, dict(inside)[b"mvhd"]), _clock(handle, media[b"mdhd"])
+            return _stream_count(path, decode=True) if _is_cut(_edits(handle, track), first, count, *clocks) else count
     raise DataError(f"{path}: there is no video stream in the file.")
+
+
+def _is_cut(edits: list[tuple[int, int]], first: int, count: int, movie: tuple[int, int], media: tuple[int, int]) -> bool:
+    """Whether an edit list leaves out some of a track's `count` pictures, as cutting without encoding anew does.
+
+    Args:
+        edits: as `_edits` gives them.
+        first: time of the first picture, in the track's ticks.
+        movie, media: ticks per second, and duration in ticks.
+    """
+    if len(edits) != 1:
+        return bool(edits)
+    shown, start = edits[0]
+    left = media[1] + first - start  # of the track, from where it begins to be shown; half a picture less is rounding
+    return start > first or shown * media[0] < (left - 0.5 * media[1] / max(count, 1)) * movie[0]
+
+
+def _edits(handle: BinaryIO, track: tuple[int, int]) -> list[tuple[int, int]]:
+    """Parts of a track that are shown: duration in the movie's ticks and first time in the track's; what only delays the track is left out."""
+    boxes = dict(_boxes(handle, *track))
+    lists = dict(_boxes(handle, *boxes[b"edts"])) if b"edts" in boxes else {}
+    if b"elst" not in lists:
+        return []
+    span = lists[b"elst"]
+    wide = 8 if _number(handle, span, 0, 1) else 4
+    entries = range(8, 8 + (2 * wide + 4) * _number(handle, span, 4, 4), 2 * wide + 4)
+    return [(_number(handle, span, at, wide), start) for at in entries if (start := _number(handle, span, at + wide, wide, signed=True)) >= 0]
+
+
+def _clock(handle: BinaryIO, span: tuple[int, int]) -> tuple[int, int]:
+    """Ticks per second and duration in ticks of a movie or media header."""
+    wide = 8 if _number(handle, span, 0, 1) else 4
+    return _number(handle, span, 4 + 2 * wide, 4), _number(handle, span, 8 + 2 * wide, wide)
+
+
+def _number(handle: BinaryIO, span: tuple[int, int], offset: int, length: int, signed: bool = False) -> int:
+    """A big-endian integer within a box."""
+    handle.seek(span[0] + offset)
+    return int.from_bytes(handle.read(length), "big", signed=signed)
 
 
 def _boxes(handle: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
@@ -93,11 +134,12 @@ def _ffmpeg() -> str:
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 
-def _packet_count(path: Path) -> int:
-    """Pictures counted by reading the file through, without decoding."""
-    command = [_ffmpeg(), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-"]
+def _stream_count(path: Path, decode: bool = False) -> int:
+    """Pictures counted by reading the file through, without or with decoding; what a decoder complains of is logged when the pictures are used."""
+    how = ["-fps_mode", "passthrough"] if decode else ["-c", "copy"]
+    command = [_ffmpeg(), "-v", "error", "-nostdin", "-i", str(path), "-map", "0:v:0", *how, "-f", "null", "-progress", "pipe:1", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    if done.returncode or done.stderr.strip():
+    if done.returncode or (done.stderr.strip() and not decode):
         raise DataError(f"{path}: the video is truncated or not a video ({_first_line(done.stderr)}). Copy or export it again.")
     return max((int(line[6:]) for line in done.stdout.splitlines() if line.startswith("frame=")), default=0)
 

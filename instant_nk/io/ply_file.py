@@ -10,6 +10,7 @@ TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2", "int": "i4", "int32": "i4",
     "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
+CORNERS = ("vertex_indices", "vertex_index")  # of faces; other lists, as texture coordinates, are passed over
 ORDER = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -33,7 +34,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         if name == "vertex":
             vertices = columns
         elif name == "face" and count:
-            faces = next((rows for key, rows in lists.items() if key in ("vertex_indices", "vertex_index")), None)
+            faces = next((rows for key, rows in lists.items() if key in CORNERS), None)
     if not {"x", "y", "z"} <= set(vertices):
         raise ValueError("its vertices have no x, y, z")
     return vertices, None if faces is None or not len(faces) else faces
@@ -58,9 +59,11 @@ def _header(text: str) -> tuple[str, list]:
 
 
 def fans(polygons: list[np.ndarray] | np.ndarray) -> np.ndarray:
-    """Triangles i64 [T, 3] of polygons given by their corners."""
+    """Triangles i64 [T, 3] of polygons given by their corners; fewer than three corners make none."""
     if isinstance(polygons, np.ndarray):
         k = polygons.shape[1]
+        if k < 3:
+            return np.zeros((0, 3), np.int64)
         return np.stack([polygons[:, [0, i, i + 1]] for i in range(1, k - 1)], 1).reshape(-1, 3).astype(np.int64)
     return np.array([(p[0], p[i], p[i + 1]) for p in polygons for i in range(1, len(p) - 1)], np.int64).reshape(-1, 3)
 
@@ -72,12 +75,12 @@ def _ascii(words: list[bytes], position: int, order: str, count: int, properties
             raise ValueError("it ends before its header says")
         table = np.array(words[position:stop], np.float64).reshape(count, len(properties))
         return {name: table[:, i] for i, (name, _, _) in enumerate(properties)}, {}, stop
-    rows: dict[str, list] = {name: [] for name, _, kind in properties if kind}
+    rows: dict[str, list] = {name: [] for name, _, kind in properties if kind and name in CORNERS}
     for _ in range(count):
         for name, _, kind in properties:
             size = int(words[position]) if kind else 1
             position += bool(kind)
-            if kind:
+            if name in rows:
                 rows[name].append(np.array(words[position : position + size], np.float64).astype(np.int64))
             position += size
     if position > len(words):
@@ -101,7 +104,7 @@ def _binary(data: bytes, position: int, order: str, count: int, properties: list
         table = np.frombuffer(data, row, count, position)
         if all((table[f"n{i}"] == size).all() for i, size in enumerate(sizes) if size is not None):
             columns = {name: table[f"v{i}"].astype(np.float64) for i, (name, _, kind) in enumerate(properties) if kind is None}
-            lists = {name: fans(table[f"v{i}"]) for i, (name, _, kind) in enumerate(properties) if kind}
+            lists = {name: fans(table[f"v{i}"]) for i, (name, _, kind) in enumerate(properties) if kind and name in CORNERS}
             return columns, lists, position + count * row.itemsize
     return _binary_rows(data, position, order, count, properties)
 
@@ -115,4 +118,4 @@ def _binary_rows(data: bytes, position: int, order: str, count: int, properties:
             rows[name].append(np.frombuffer(data, order + dtype, size, position))
             position += size * np.dtype(dtype).itemsize
     columns = {name: np.concatenate(rows[name]).astype(np.float64) for name, _, kind in properties if kind is None}
-    return columns, {name: fans(rows[name]) for name, _, kind in properties if kind}, position
+    return columns, {name: fans(rows[name]) for name, _, kind in properties if kind and name in CORNERS}, position

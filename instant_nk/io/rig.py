@@ -28,6 +28,8 @@ COMPONENT = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126
 WIDTH = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 UNREADABLE = ("KHR_draco_mesh_compression", "EXT_meshopt_compression")
 TRIANGLES = 4
+UNEVEN = 0.1
+"""Deviation of a key distance from the median, as a share of it, above which keys are not one per frame: a key left out doubles it."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,34 @@ def _sample(times: np.ndarray, values: np.ndarray, how: str, at: np.ndarray, rot
     if how == "CUBICSPLINE":
         return _spline(times, values.reshape(len(times), 3, -1), at, rotation)
     if how == "STEP":
-        return values[np.searchsorted(times, at + 1e-9 * (1 + abs(times[-1])), side="right").clip(1) - 1]
+        return values[np.searchsorted(times, at + _rounding(times, at), side="right").clip(1) - 1]
     at = at.clip(times[0], times[-1])
     if len(times) == 1:
         return np.repeat(values, len(at), 0)
     if rotation:
         return Slerp(times, Rotation.from_quat(values))(at).as_quat()
     return np.stack([np.interp(at, times, column) for column in values.T], 1)
+
+
+def _rounding(times: np.ndarray, at: np.ndarray) -> float:
+    """How much before a key a time still means that key: keys are float32, times are computed. Far less than between keys, or frames."""
+    distances = np.concatenate([np.diff(np.unique(t)) for t in (times, at)])
+    least = float(distances.min()) if len(distances) else 0.0
+    return max(2e-6, 1e-3 * least, float(np.spacing(np.float32(np.abs(times).max()))))
+
+
+def _check_even(keys: np.ndarray, path: Path) -> None:
+    """Refuse keys that cannot be one per frame.
+
+    Raises:
+        DataError: their distances differ.
+    """
+    gaps = np.diff(keys)
+    if len(gaps) and np.abs(gaps - np.median(gaps)).max() > UNEVEN * np.median(gaps):
+        raise DataError(
+            f"{path}: the animation's {len(keys)} keys lie {gaps.min():.4g} to {gaps.max():.4g} s apart, wanted even distances, a key per frame (exporters "
+            "leave out keys that change nothing). Set registration.rig_fps (frames of the capture per second of the animation), or export a key per frame."
+        )
 
 
 def _spline(times: np.ndarray, values: np.ndarray, at: np.ndarray, rotation: bool) -> np.ndarray:
@@ -281,7 +304,7 @@ def load_gltf(path: Path | str, frames: Sequence[int], first: int, fps: float | 
         fps: frames of the capture per second of the animation; None: a key per frame.
 
     Raises:
-        DataError: not a glTF file, no mesh or animation in it, compressed, or the animation does not cover a frame.
+        DataError: not a glTF file, no mesh or animation in it, compressed, keys not evenly spaced where `fps` is None, or the animation does not cover a frame.
     """
     path = Path(path)
     if not path.is_file():
@@ -297,6 +320,8 @@ def load_gltf(path: Path | str, frames: Sequence[int], first: int, fps: float | 
         if not channels:
             raise ValueError("its animation moves no node")
         keys = np.unique(np.concatenate([times for times, _, _ in channels.values()]).round(6))
+        if fps is None:
+            _check_even(keys, path)
         at = key_times(frames, keys, first, fps, path)
         rig = _assemble(file, _globals(file.json["nodes"], channels, at), tuple(int(f) for f in frames))
     except DataError:

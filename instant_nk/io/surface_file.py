@@ -106,6 +106,12 @@ def _read_other(path: Path) -> tuple:
     return np.asarray(loaded.vertices, np.float64), None, np.asarray(loaded.faces, np.int64), colours
 
 
+def obj_vertices(path: Path) -> np.ndarray:
+    """Positions of an OBJ's vertices in the file's order, f64 [V, 3], whatever faces there are."""
+    lines = (line.split() for line in path.read_text(errors="replace").splitlines())
+    return np.array([words[1:4] for words in lines if words[:1] == ["v"]], np.float64).reshape(-1, 3)
+
+
 def _read_obj(path: Path) -> tuple:
     """Vertices in the file's order, polygons cut into fans; texture and normal indices are left out, because they would split vertices."""
     rows, corners = [], []

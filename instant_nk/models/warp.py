@@ -50,7 +50,8 @@ class Skeleton:
 
     Attributes:
         nodes: [M, 3]; radii: [M]; edges: i64 [E, 2]; edge_weights: [E]; spacing: scene units.
-        vertices: canonical mesh [V, 3]; anchors: i64 [V, K].
+        vertices: canonical mesh, and on its larger faces points between, so that no cell of the live grid is missed, [V, 3]; anchors: i64 [V, K].
+        of_mesh: how many of the vertices, from the first on, are the mesh's; 0: all.
     """
 
     nodes: Tensor
@@ -60,7 +61,11 @@ class Skeleton:
     spacing: float
     vertices: Tensor
     anchors: Tensor
+    of_mesh: int = 0
     _at_rest: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.of_mesh = self.of_mesh or len(self.vertices)
 
     def nearest_at_rest(self, resolution: int) -> Tensor:
         """Nearest vertex of each cell of canonical space, i32 [G, G, G], -1 far from all; found once per resolution, for it never moves."""
@@ -87,6 +92,8 @@ class Skeleton:
         Args:
             before: strains [2, F, E, 3] that cost nothing: of a motion that is to be kept but for changes.
         """
+        if not len(self.edges):  # a single node
+            return translations.sum() * 0.0
         error = self.strains(rotations, translations) - before
         return ((error**2).sum(-1) * self.edge_weights).mean() / (self.spacing**2 * self.edge_weights.mean())
 

@@ -62,7 +62,8 @@ def draw_space(plan: Plan, hull: np.ndarray) -> Image.Image:
     """Cameras, box and hull of a capture, seen from above one corner; parallel projection."""
     image = Image.new("RGB", (SPACE_SIDE, SPACE_SIDE), PAPER)
     pen = ImageDraw.Draw(image)
-    up = -np.concatenate([plan.c2w[:, :3, 1], [c.c2w[:3, 1] for c in plan.heldout.cameras]]).mean(0)  # the rig's own up
+    poses = np.stack([c.c2w for c in (*plan.train.cameras, *plan.heldout.cameras)])
+    up = -poses[:, :3, 1].mean(0)  # the rig's own up
     axis = np.zeros(3)
     axis[np.abs(up).argmax()] = np.sign(up[np.abs(up).argmax()]) or 1.0
     side, ahead = np.roll(axis, 1) * axis.sum(), np.roll(axis, 2)
@@ -72,9 +73,8 @@ def draw_space(plan: Plan, hull: np.ndarray) -> Image.Image:
     above = np.cross(right, sight / np.linalg.norm(sight))
     turn = np.stack([right, above])
 
-    centres = np.stack([c.c2w[:3, 3] for c in (*plan.train.cameras, *plan.heldout.cameras)])
     corners = spaces.box_corners(plan.box)
-    flat = np.concatenate([centres, corners]) @ turn.T
+    flat = np.concatenate([poses[:, :3, 3], corners]) @ turn.T
     low, high = flat.min(0), flat.max(0)
     zoom = (SPACE_SIDE - 120) / max((high - low).max(), 1e-12)
 

@@ -446,7 +446,7 @@ def build(plan: Plan, store: Path, config: Config, pool: ThreadPoolExecutor) -> 
         hull, beside = subject_alone(hull, masks, poses, plan)
         numbers["phantoms_worst_share"] = max(numbers["phantoms_worst_share"], beside)
         partial.save_hull(frame, hull, header)
-        measures[frame] = hulls.outer_faces(hull)
+        measures[frame] = hulls.open_surface(hull)
         for kind, names in frame_files(plan, frame, store, pool).items():
             files[kind][str(frame)] = names
     if numbers["hull_outside_box_worst_share"] > config.dataset.outside_tolerance / 4:

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from instant_nk import log
+from instant_nk.errors import DataError
 from instant_nk.geometry.spaces import transform_points
 from instant_nk.io import artifact, dataset, ed_folder, graph, mesh
 from instant_nk.layout import Job
@@ -24,6 +25,7 @@ def run(job: Job) -> None:
         scene_from_world = dataset.load(job.paths.manifest).scene_from_world
         nodes = transform_points(scene_from_world, ed_folder.load_nodes(job.config.registration.folder))
         result = deformation_graph.on_nodes(canonical.vertices, canonical.faces, nodes, config.anchors, config.neighbours)
+        check_nodes(job.config.registration.folder, canonical.vertices, result)
     else:
         spacing = None if config.node_spacing is None else 2.0 * config.node_spacing  # the box's longest edge is 2 in scene units
         result = deformation_graph.build(canonical.vertices, canonical.faces, spacing, config.max_nodes, config.anchors, config.neighbours)
@@ -33,6 +35,23 @@ def run(job: Job) -> None:
     artifact.save_json(job.paths.graph_dir / "graph.json", metrics | watch.numbers())
     graph.save(job.paths.graph, result, artifact.make_header("graph", graph.FORMAT, "graph", config, inputs))
     logger.info("graph %s", log.fields(**metrics))
+
+
+def check_nodes(folder: str, vertices: np.ndarray, nodes: graph.Graph) -> None:
+    """Refuse an external tracker's nodes that are not where the canonical surface is.
+
+    Raises:
+        DataError: says how far they are, and where both lie.
+    """
+    from scipy.spatial import cKDTree
+
+    away = float(np.median(cKDTree(vertices).query(nodes.node_positions)[0]))
+    if away > nodes.spacing:
+        spans = [np.stack([points.min(0), points.max(0)]).round(3).tolist() for points in (nodes.node_positions, vertices)]
+        raise DataError(
+            f"registration.folder: {folder}/node.txt: the nodes are {away / nodes.spacing:.1f} of their spacing from the canonical surface (median). In scene units they span {spans[0]}, "
+            f"the surface {spans[1]}. They must be in the capture's world coordinates and unit, as at dataset.canonical_frame."
+        )
 
 
 def _metrics(result: graph.Graph) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from instant_nk import layout, log
 from instant_nk.fitting import window_files
 from instant_nk.fitting.visibility import seen_by
-from instant_nk.geometry import smoothing
+from instant_nk.geometry import smoothing, tearing
 from instant_nk.io import artifact
 from instant_nk.io import dataset as dataset_io
 from instant_nk.io import mesh as mesh_io
@@ -99,7 +99,7 @@ def carry(field: WindowField, motion: tuple[Tensor, Tensor], index: int) -> tupl
     s = field.skeleton
     tolerance = 1e-4 * s.spacing
     live, missed = [], 0
-    for vertices, anchors in zip(s.vertices.split(BLOCK), s.anchors.split(BLOCK)):
+    for vertices, anchors in zip(s.vertices[: s.of_mesh].split(BLOCK), s.anchors[: s.of_mesh].split(BLOCK)):
         frame = torch.full((len(vertices),), index, device=vertices.device)
         x, eye = vertices.clone(), torch.eye(3, device=vertices.device)
         for _ in range(NEWTON_STEPS):
@@ -119,7 +119,7 @@ def carry(field: WindowField, motion: tuple[Tensor, Tensor], index: int) -> tupl
 def _quality(field: WindowField, space: LiveSpace, motion: tuple[Tensor, Tensor], live: Tensor, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Cycle error and |sdf| [V], scene units: what the inverse warp makes of the live vertices, seeded by the live grid alone."""
     cycle, residual = [], []
-    for points, vertices in zip(live.split(BLOCK), field.skeleton.vertices.split(BLOCK)):
+    for points, vertices in zip(live.split(BLOCK), field.skeleton.vertices[: len(live)].split(BLOCK)):
         frame = torch.full((len(points),), index, device=points.device)
         vertex = field.quick_sdf(space, points, frame)[1]
         canonical, _, _ = to_canonical(space, points, frame, vertex, *motion)
@@ -130,19 +130,22 @@ def _quality(field: WindowField, space: LiveSpace, motion: tuple[Tensor, Tensor]
 
 
 def join(job: Job) -> None:
-    """Blend windows over their overlap, smooth over time, write the exports and `animation.npz`."""
+    """Blend windows over their overlap, cut webs, smooth over time, write the exports and `animation.npz`."""
     measure = log.measure()
     dataset = dataset_io.load(job.paths.manifest)
     windows = window_files.windows_of(dataset.frames, job.config.field)
     parts = [mesh_io.load_animation(job.paths.mesh_window(w)) for w in windows]
     blended, disagreement = blend(parts, dataset.frames)
     seams = seam_numbers(blended, parts, disagreement)
-    animation, smoothed = smooth(blended, motion_io.load(job.paths.motion).converged, dataset.canonical_frame, job.config.mesh.smoothing)
+    converged = motion_io.load(job.paths.motion).converged
+    rest = dataset.to_world(mesh_io.load(job.paths.canonical_mesh).vertices)
+    whole, torn = tear(blended, rest, converged, job.config.mesh.tear_at)
+    animation, smoothed = smooth(whole, converged, dataset.canonical_frame, job.config.mesh.smoothing)
     exported = mesh_exports.write(job, dataset, animation)
     inputs = {"motion": artifact.file_hash(job.paths.motion)} | {w: artifact.file_hash(job.paths.mesh_window(w)) for w in windows}
     mesh_io.save_animation(job.paths.animation, animation, _header(job, inputs))
     job.paths.surfaces.unlink(missing_ok=True)  # an earlier run's, in a mode that does not track
-    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seams, **smoothed, **exported})
+    artifact.save_json(job.paths.mesh / "metrics.json", {**measure.numbers(), **seams, **torn, **smoothed, **exported})
 
 
 def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, list[float]]:
@@ -167,6 +170,39 @@ def blend(parts: list[Animation], frames: tuple[int, ...]) -> tuple[Animation, l
             views[row] = np.maximum(views[row], part.n_views[i])
     mean = {name: (values / weights.reshape(-1, *[1] * (values.ndim - 1))).astype(np.float32) for name, values in total.items()}
     return Animation(np.array(frames, np.int32), mean["vertices"], first.faces, first.colours, mean["sdf_residual"], mean["cycle_error"], views), disagreement
+
+
+def tear(animation: Animation, rest: np.ndarray, converged: np.ndarray, limit: float) -> tuple[Animation, dict[str, int]]:
+    """The animation without webs between parts that touched in the canonical mesh and come apart.
+
+    Vertices keep their numbers; those of a web, which no face needs any more, go to the nearest vertex that one does.
+
+    Args:
+        rest: canonical vertices, world units, [V, 3].
+        converged: frames that are asked, bool [N]: a lost one tears anything.
+        limit: `mesh.tear_at`.
+
+    Returns:
+        the animation, and how many faces were cut and how many close the holes.
+    """
+    from scipy.spatial import cKDTree
+
+    nothing = {"torn_faces": 0, "closing_faces": 0}
+    if not limit or not converged.any():
+        return animation, nothing
+    rest = rest.astype(np.float64)
+    seen = (vertices.astype(np.float64) for vertices in animation.vertices[converged])
+    cut = tearing.torn_faces(rest, animation.faces, seen, int(converged.sum()), limit)
+    if not cut.any():
+        return animation, nothing
+    kept, caps = tearing.without(rest, animation.faces, cut)
+    used = np.unique(kept)
+    spare = np.setdiff1d(animation.faces, used)
+    place = np.arange(len(rest))
+    place[spare] = used[cKDTree(rest[used]).query(rest[spare])[1]]
+    logger.info("cut %d faces that hung between parts which touched at rest, %d close the holes", cut.sum(), len(caps))
+    faces = np.concatenate([kept, caps]).astype(np.int32)
+    return dataclasses.replace(animation, vertices=animation.vertices[:, place], faces=faces), {"torn_faces": int(cut.sum()), "closing_faces": len(caps)}
 
 
 def smooth(animation: Animation, converged: np.ndarray, canonical_frame: int, strength: float | None) -> tuple[Animation, dict[str, float]]:

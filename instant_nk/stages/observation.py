@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 LEVELS, FEATURES, BASE, HIDDEN = 6, 4, 12, 32  # of the quick surface: its config says only how long and how fine
 LEARNING_RATE, EIKONAL_WEIGHT, INV_STD = 2e-2, 0.05, 256.0  # twice the canonical step size and a sharp start: a few hundred steps have to carve the hull
 KEEP_COMPONENTS = 0.01
-DEPTH_EDGE = 0.02  # scene units: a larger step in depth between neighbouring pixels is an occlusion, not a surface
+LONGEST_EDGE = 0.05  # scene units, of given meshes: about a node's distance to its neighbours
+DEPTH_EDGE = 0.02  # scene units: a larger step in depth between neighbouring pixels is an occlusion, not a surface,
+STEEPEST = 3.0  # unless it is less than as many pixels are wide there
 
 
 def run(job: Job) -> None:
@@ -138,6 +140,10 @@ def observe_meshes(job: Job, dataset: Dataset, frame: int) -> tuple[Observation,
         )
     vertices, faces = given_mesh.load(found[frame], "observation.folder", dataset, frame)
     vertices, faces = meshing.decimate(vertices, faces, 2 * job.config.observation.max_points)
+    longest = 3 * float(np.sqrt(surfaces.face_areas(vertices, faces).sum() / job.config.observation.max_points))
+    vertices, faces, _ = surfaces.refine(vertices, faces, max(longest, LONGEST_EDGE))  # the vertices are the evidence: a large face has none within
+    used, faces = np.unique(faces, return_inverse=True)
+    vertices, faces = vertices[used], faces.reshape(-1, 3)
     return _from_mesh(dataset, frame, vertices, faces, surfaces.vertex_normals(vertices, faces), job.device), {}
 
 
@@ -201,8 +207,9 @@ def _depth_points(dataset: Dataset, camera: int, frame: int, pose: np.ndarray) -
     for axis, shift in ((0, 1), (0, -1), (1, 1), (1, -1)):
         step = np.maximum(step, np.where(np.roll(valid, shift, axis), np.abs(np.roll(depth, shift, axis) - depth), np.inf))
     normal = np.cross(np.roll(local, -1, 0) - np.roll(local, 1, 0), np.roll(local, -1, 1) - np.roll(local, 1, 1))
-    inner &= step < DEPTH_EDGE * 2
-    edge = (step >= DEPTH_EDGE)[inner]
+    occluded = np.maximum(DEPTH_EDGE, STEEPEST * depth / min(dataset.cameras.K[camera][0, 0], dataset.cameras.K[camera][1, 1]))
+    inner &= step < occluded * 2
+    edge = (step >= occluded)[inner]
     length = np.linalg.norm(normal[inner], axis=1)
     n = normal[inner] / np.maximum(length, 1e-12)[:, None]
     n *= -np.sign((n * local[inner]).sum(1))[:, None]  # towards the camera

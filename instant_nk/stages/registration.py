@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from instant_nk import log
-from instant_nk.errors import ContractError
+from instant_nk.errors import ContractError, DataError
 from instant_nk.fitting import image_evidence, rig_motion
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAX_VIEWS = 24  # views compared with the moved surface; more add time, hardly accuracy
 MAX_SIDE = 512  # images are reduced to this for registration, pixels
+AT_REST = 0.1  # node spacings, or radians, that nodes of an external tracker may be from rest at the canonical frame
 SAVING = 0.05  # share of the time that keeping what is done may take: it is written whole, and grows with the clip
 
 
@@ -84,7 +85,28 @@ def _read_ed_folder(job: Job, data: dataset.Dataset, nodes: graph.Graph, header:
     positions, rotations, translations = ed_folder.to_scene(given, data.scene_from_world)
     if positions.shape != nodes.node_positions.shape or np.abs(positions - nodes.node_positions).max() > 1e-5:
         raise ContractError(f"{job.paths.graph}: its nodes are not those of {job.config.registration.folder}/node.txt. Re-run stage 'graph'.")
+    check_rest(job.config.registration.folder, list(data.frames), data.canonical_frame, rotations, translations, nodes.spacing)
     return _as_given(data, nodes, rotations, translations)
+
+
+def check_rest(folder: str, frames: list[int], canonical_frame: int, rotations: np.ndarray, translations: np.ndarray, spacing: float) -> None:
+    """Refuse motion whose nodes do not rest at the canonical frame, where the surface that hangs on them was taken.
+
+    Args:
+        rotations: f64 [F, M, 3, 3]; translations: f64 [F, M, 3], node-centred, scene units.
+
+    Raises:
+        DataError: says how far nodes are from rest, and at which frame they do rest.
+    """
+    turned = np.linalg.norm(rotations - np.eye(3), axis=(2, 3)) / np.sqrt(2)  # about the angle, radians
+    away = np.median(np.maximum(np.linalg.norm(translations, axis=-1) / spacing, turned), axis=1)  # [F]
+    here = away[frames.index(canonical_frame)]
+    if here > AT_REST:
+        rest = frames[int(away.argmin())]
+        hint = f"They rest at frame {rest}: set dataset.canonical_frame: {rest}." if away.min() <= AT_REST else "They rest at none of the frames used."
+        raise DataError(
+            f"registration.folder: {folder}: at the canonical frame {canonical_frame} the nodes have moved by {here:.2g} of their spacing (median), but node.txt must hold them as they are there. {hint}"
+        )
 
 
 def _follow_rig(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict) -> motion.Motion:
@@ -141,7 +163,7 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
     pictures = _pictures(data, nodes, canonical, body, device) if config.image_weight > 0 else None
     known = _resume(job, header, body)
     if given is not None:
-        return _to_motion(rig_motion.refine(body, given, observe, options, pictures, known, done))
+        return _to_motion(rig_motion.refine(body, given, data.canonical_frame, observe, options, pictures, known, done))
     return _to_motion(register_sequence(body, list(data.frames), data.canonical_frame, observe, options, pictures, known, done))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
@@ -148,17 +148,19 @@ def heldout(job: Job, results: Results, drawn: MeshRenderer) -> dict[str, Path]:
     rig, data, frames = results.dataset.heldout, results.dataset, results.animation.frames.tolist()
     size = (int(rig.sizes[0][0]), int(rig.sizes[0][1]))
     known = all(data.heldout_images[str(frame)][0] is not None for frame in frames)
-    shown = []
-    for frame in log.progress(frames, "report held-out camera", logger):
-        views = [data.heldout_image(0, frame)] if known else []
-        views.append(iio.imread(render_file(job.paths.report, frame, rig.names[0])))
-        views.append(pictures.to_rgba(drawn.render(rig.c2w[0], rig.K[0], size, frame)))
-        shown.append(np.concatenate([pictures.shrink(pictures.flat(view), VIDEO_SIDE) for view in views], 1))
+
+    def shown() -> Iterator[np.ndarray]:
+        for frame in log.progress(frames, "report held-out camera", logger):
+            views = [data.heldout_image(0, frame)] if known else []
+            views.append(np.asarray(Image.open(render_file(job.paths.report, frame, rig.names[0]))))  # by what the file is, whatever its name says
+            views.append(pictures.to_rgba(drawn.render(rig.c2w[0], rig.K[0], size, frame)))
+            yield np.concatenate([pictures.shrink(pictures.flat(view), VIDEO_SIDE) for view in views], 1)
+
     film = job.paths.report / "heldout.mp4"
-    write_video(film, shown, job.config.report.fps)
+    write_video(film, shown(), job.config.report.fps)
     return {"heldout": film}
 
 
 def render_file(report: Path, frame: int, camera: str) -> Path:
-    """Where a held-out camera's rendering lies: the camera's file name, below `renders/{frame}`, whatever the name says."""
+    """Where a held-out camera's rendering lies: the camera's file name, below `renders/{frame}`, whatever the name says; a PNG whatever its ending."""
     return report / "renders" / str(frame) / Path(*[part for part in Path(camera).parts if part not in ("..", "/")])

@@ -119,9 +119,15 @@ def of_views(views: list[dict[str, Any]]) -> Scores:
 
 
 def of_seams(mesh: StageCost) -> Scores:
-    """What the mesh stage says about the joints of its windows, and about smoothing over time."""
+    """What the mesh stage says about the joints of its windows, about webs it cut, and about smoothing over time."""
     joined = mesh.numbers.get("metrics", {})
-    return Scores({name: joined.get(name) for name in ("seam_disagreement_pct", "seam_step_pct", "within_jolt_pct", "smoothing", "smoothing_shift_pct")}, {})
+    return Scores(
+        {
+            name: joined.get(name)
+            for name in ("seam_disagreement_pct", "seam_step_pct", "within_jolt_pct", "torn_faces", "closing_faces", "smoothing", "smoothing_shift_pct")
+        },
+        {},
+    )
 
 
 def of_inverse(mesh: StageCost) -> Scores:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 def render_heldout(report: Path, data: Dataset, frames: list[int], neural: Renders, drawn: MeshRenderer | None = None) -> list[dict[str, Any]]:
     """Draw every held-out camera at every frame into `renders/{frame}/{camera file name}` and score those with a true picture.
 
+    The files are PNG with straight alpha, whatever the camera's file name ends in.
+
     Args:
         drawn: draws the animated mesh, which is scored too; None where nothing is tracked.
     """

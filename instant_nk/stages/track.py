@@ -9,7 +9,7 @@ import numpy as np
 
 from instant_nk.errors import ConfigError, ContractError, DataError
 from instant_nk.geometry.evaluation import ClosestPoint
-from instant_nk.io import artifact
+from instant_nk.io import artifact, ply_file, surface_file
 from instant_nk.io import mesh as mesh_io
 from instant_nk.io.mesh import Animation
 from instant_nk.layout import Paths
@@ -82,7 +82,7 @@ def _triangle_axes(corners: np.ndarray) -> np.ndarray:
 
 
 def read_points(path: Path) -> np.ndarray:
-    """Points [P, 3] of a .ply or .obj (its vertices), or of a text file with three numbers per line.
+    """Points f64 [P, 3] of a .ply or .obj (its vertices, in the file's order), or of a text file with three numbers per line.
 
     Raises:
         DataError: missing, unreadable, empty, or not [P, 3] finite numbers.
@@ -90,13 +90,14 @@ def read_points(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path}: no such file of points. Wanted .ply, .obj, or text with x y z on every line.")
     try:
-        if path.suffix.lower() in (".ply", ".obj"):
-            import trimesh
-
-            points = np.asarray(trimesh.load(path, process=False).vertices, np.float64)
+        if path.suffix.lower() == ".ply":
+            columns, _ = ply_file.read(path)
+            points = np.stack([columns[name] for name in "xyz"], 1)
+        elif path.suffix.lower() == ".obj":
+            points = surface_file.obj_vertices(path)
         else:
             points = np.loadtxt(path, delimiter="," if path.suffix.lower() == ".csv" else None, ndmin=2)
-    except Exception as error:  # trimesh raises whatever its parsers do
+    except Exception as error:  # a broken file makes readers raise anything
         raise DataError(f"{path}: not a readable file of points ({error}). Wanted .ply, .obj, or text with x y z on every line.") from None
     if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not np.isfinite(points).all():
         raise DataError(f"{path}: wanted at least one point of three finite numbers, got {list(points.shape)}.")

@@ -49,13 +49,13 @@ def present(paths: Paths) -> Iterator[tuple[Path, Callable[[Path], Any]]]:
         (paths.field_dir, "*.npz", checkpoint.load), (paths.mesh / "windows", "*.npz", load_window), (paths.mesh / "frames", "*.ply", read_ply),
         (paths.mesh, "*.glb", read_glb), (paths.mesh, "*.usdc", read_usdc), (paths.mesh, "*.pc2", read_pc2), (paths.mesh, "**/*.png", image_of("mesh")),
         (paths.dataset, "[id][me]*/**/*.png", image_of("dataset")),
-        (paths.report, "*.mp4", read_video), (paths.report / "renders", "**/*.png", image_of("report")),
+        (paths.report, "*.mp4", read_video), (paths.report / "renders", "**/*", image_of("report")),
     ]  # fmt: skip
     if any(paths.mesh.glob("**/*.obj")):
         many.append((paths.mesh, "**/*.obj", obj_of(paths.animation)))
     for folder, pattern, load in many:
         shown = (path for path in sorted(folder.glob(pattern)) if not any(name[0] == "." for name in path.relative_to(folder).parts))
-        yield from ((path, load) for path in shown if ".partial" not in path.name)
+        yield from ((path, load) for path in shown if ".partial" not in path.name and path.is_file())
 
 
 def load_window(path: Path) -> Any:

@@ -64,7 +64,15 @@ INTRINSICS = {
     "an entry's own fl_x beats the shared one": ({"fl_x": 50.0, "cx": 18.0}, {"fl_x": 55.0}, [55, 55, 18, 16]),
     "an entry's own cx beats the shared one": ({"fl_x": 50.0, "cx": 18.0}, {"cx": 21.0}, [50, 50, 21, 16]),
     "a shared K": ({"K": [[50, 0, 19], [0, 51, 15], [0, 0, 1]]}, {}, [50, 51, 19, 15]),
-    "an entry's own fl_x beats a shared K": ({"K": [[50, 0, 19], [0, 51, 15], [0, 0, 1]]}, {"fl_x": 70.0}, [70, 70, 20, 16]),
+    "an entry's own fl_x beats a shared K, whose centre stays": ({"K": [[50, 0, 19], [0, 51, 15], [0, 0, 1]]}, {"fl_x": 70.0}, [70, 70, 19, 15]),
+    "an entry's own fl_y beats a shared K": ({"K": [[50, 0, 19], [0, 51, 15], [0, 0, 1]]}, {"fl_y": 70.0}, [70, 70, 19, 15]),
+    "an entry's own angle beats a shared fl_x": ({"fl_x": 50.0}, {"camera_angle_x": RAD(60)}, [20 / math.tan(RAD(30)), 20 / math.tan(RAD(30)), 20, 16]),
+    "an entry's own fov beats a shared angle": ({"camera_angle_x": RAD(30)}, {"x_fov": 60}, [20 / math.tan(RAD(30)), 20 / math.tan(RAD(30)), 20, 16]),
+    "an entry's own fl_x alone serves both axes": ({"fl_x": 50.0, "fl_y": 60.0}, {"fl_x": 70.0}, [70, 70, 20, 16]),
+    "an entry's own centre beats a shared K's": ({"K": [[50, 0, 19], [0, 51, 15], [0, 0, 1]]}, {"cx": 21.0, "cy": 17.0}, [50, 51, 21, 17]),
+    "an entry's own cx alone beats a shared K's": ({"K": [[50, 0, 19], [0, 51, 15], [0, 0, 1]]}, {"cx": 21.0}, [50, 51, 21, 15]),
+    "an entry's own lens beats a shared K in all": ({"K": [[50, 0, 19], [0, 51, 15], [0, 0, 1]]}, {"fl_x": 70.0, "cy": 17.0}, [70, 70, 19, 17]),
+    "an entry's own K beats shared keys": ({"fl_x": 50.0, "cx": 18.0}, {"K": [[70, 0, 21], [0, 71, 17], [0, 0, 1]]}, [70, 71, 21, 17]),
 }
 
 

@@ -1,12 +1,14 @@
 """Images: where masks come from, what is converted and how, and what is said of images that are unsound."""
 
 import io
+import logging
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from instant_nk.config import DatasetConfig
 from instant_nk.errors import DataError
@@ -81,6 +83,22 @@ def test_mask_files_of_other_kinds_are_understood(tmp_path, kind):
     resave(tmp_path, change, "masks")
     resave(tmp_path, lambda i: i.convert("RGB"))
     np.testing.assert_array_equal(images_of(tmp_path).read(0, 0)[..., 3], truth)
+
+
+GREY_MASKS = {
+    "two values of which one is zero": ([0, 3, 3, 0], [0, 255, 255, 0]),
+    "zero and half": ([0, 128, 128, 0], [0, 255, 255, 0]),
+    "small labels": ([0, 1, 2, 12], [0, 255, 255, 255]),
+    "alpha of many values": ([0, 20, 100, 255], [0, 20, 100, 255]),
+    "alpha of two values": ([4, 250, 250, 4], [4, 250, 250, 4]),
+    "nothing": ([0, 0, 0, 0], [0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize(("values", "wanted"), GREY_MASKS.values(), ids=GREY_MASKS.keys())
+def test_grey_masks_are_labels_or_alpha_by_their_values(tmp_path, values, wanted):
+    Image.fromarray(np.array([values], np.uint8)).save(tmp_path / "m.png")
+    assert capture_images.read_mask(tmp_path / "m.png", (4, 1)).tolist() == [wanted]
 
 
 def test_jpeg_images_take_masks_of_the_same_name_with_another_ending(tmp_path):
@@ -274,6 +292,28 @@ def test_an_image_cut_off_is_noticed_from_its_ends_alone(tmp_path):
     assert not capture_images.seems_whole(path)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_image_that_is_stored_rotated_is_refused_from_its_header(tmp_path, kind, monkeypatch):
+    path, tag = tmp_path / "a.jpg", Image.Exif()
+    for orientation in (6, 1):
+        tag[0x0112] = orientation
+        Image.new("RGB", (40, 32), (9, 80, 200)).save(path, kind, exif=tag)
+        if orientation == 1:
+            assert capture_images.image_size(path) == capture_images.open_image(path).size == (40, 32)
+            continue
+        rotated = r"a.jpg: the image is stored rotated \(EXIF orientation 6\)\. Write the pixels upright, or clear the tag"
+        with pytest.raises(DataError, match=rotated):
+            capture_images.open_image(path)
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=rotated):
+            patch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+            capture_images.image_size(path)
+
+
+def test_an_exif_that_cannot_be_read_turns_nothing(tmp_path):
+    Image.new("RGB", (40, 32)).save(tmp_path / "a.jpg", exif=b"Exif\0\0no exif at all")
+    assert capture_images.open_image(tmp_path / "a.jpg").size == capture_images.image_size(tmp_path / "a.jpg") == (40, 32)
+
+
 def test_sizes_that_differ_are_named(tmp_path):
     meta = write_capture(tmp_path)
     path = tmp_path / "images" / "1" / "cam_002.png"
@@ -321,7 +361,7 @@ def test_every_missing_file_is_listed_at_once(tmp_path):
     ]
 
 
-def test_held_out_images_may_be_absent_but_then_the_size_must_be_known(tmp_path):
+def test_held_out_images_may_be_absent_and_a_camera_of_unknown_size_is_left_out(tmp_path, caplog):
     write_capture(tmp_path)
     shutil.rmtree(tmp_path / "images_test")
     images = images_of(tmp_path, optional=True)
@@ -329,10 +369,31 @@ def test_held_out_images_may_be_absent_but_then_the_size_must_be_known(tmp_path)
     test = capture.cameras.load_json(tmp_path / "transforms_test.json")
     del test["w"], test["h"]
     rewrite(tmp_path, test, "transforms_test.json")
-    with pytest.raises(
-        DataError, match=r"transforms_test.json: frames\[0\] \('cam_000.png'\): the image size is unknown: no image exists and the json gives no 'w' and 'h'"
-    ):
-        images_of(tmp_path, optional=True)
+    with caplog.at_level(logging.WARNING):
+        images = images_of(tmp_path, optional=True)
+    assert len(images) == 0 and images.cameras == [] and images.missing() == []
+    unknown = "frames[0] ('cam_000.png'): the image size is unknown: no image exists and the json gives no 'w' and 'h'"
+    assert f"transforms_test.json: {unknown}. This held-out camera is left out" in caplog.text
+    train = capture.cameras.load_json(tmp_path / "transforms.json")
+    del train["w"], train["h"]
+    rewrite(tmp_path, train)
+    shutil.rmtree(tmp_path / "images" / "0")
+    for path in (tmp_path / "images" / "1").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=re.escape(f"transforms.json: {unknown}. Add them.")):
+        images_of(tmp_path, frames=(1,))
+
+
+def test_the_size_of_a_held_out_camera_is_found_at_frames_that_are_not_used(tmp_path):
+    write_capture(tmp_path, frames=3, heldout=2)
+    test = capture.cameras.load_json(tmp_path / "transforms_test.json")
+    del test["w"], test["h"]
+    rewrite(tmp_path, test, "transforms_test.json")
+    for frame in ("0", "1"):
+        (tmp_path / "images_test" / frame / "cam_001.png").unlink()
+    images = images_of(tmp_path, frames=(0, 1), optional=True)
+    assert [lens.raw_size for lens in images.lenses] == [(40, 32)] * 2 and images.missing() == []
+    assert images.source(images.cameras[1], 0) is None and images.read(0, 1).shape == (32, 40, 4)
 
 
 # Lenses.

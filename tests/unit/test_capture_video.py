@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -74,6 +75,46 @@ def test_pictures_of_b_frames_and_a_variable_rate_are_each_read_once(tmp_path):
     )
     assert capture_video.frame_count(path) == 15
     np.testing.assert_allclose([p.mean() for p in capture_video.pictures(path, list(range(15)), (40, 32), "rgb24")], 20 + 10 * np.arange(15), atol=3)
+
+
+def copied(path, out, *options):
+    """Copy a video's stream without encoding it anew, `-i` and what comes before and after it given."""
+    import imageio_ffmpeg
+
+    before, after = options[: options.index("-i")], options[options.index("-i") + 1 :]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *before, "-i", str(path), *after, "-c", "copy", str(out)], check=True)
+
+
+@pytest.mark.parametrize("b_frames", ["0", "3"])
+@pytest.mark.parametrize("kind", [".mp4", ".mov"])
+def test_pictures_that_a_cut_leaves_out_are_not_counted(tmp_path, b_frames, kind):
+    path, cut = tmp_path / "a.mp4", tmp_path / f"cut{kind}"
+    encode(path, pictures(20), "-c:v", "libx264", "-crf", "4", "-g", "10", "-sc_threshold", "0", "-bf", b_frames, "-pix_fmt", "yuv444p")
+    copied(path, cut, "-ss", "0.2", "-i")  # between two key frames: those before stay in the file
+    assert capture_video.frame_count(cut) == 15
+    found = list(capture_video.pictures(cut, list(range(15)), (40, 32), "rgb24"))
+    np.testing.assert_allclose([p.mean() for p in found], 20 + 10 * np.arange(5, 20), atol=3)
+    with pytest.raises(DataError, match=r"it holds 15 pictures, but frame 15 is asked for"):
+        list(capture_video.pictures(cut, [15], (40, 32), "rgb24"))
+
+
+def test_pictures_after_the_end_of_an_edit_list_are_not_counted(tmp_path):
+    encode(tmp_path / "a.mp4", pictures(20), "-c:v", "libx264", "-bf", "3", "-pix_fmt", "yuv420p")
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = content.index(b"elst") + 12
+    assert int.from_bytes(content[at : at + 4], "big") == 800  # milliseconds
+    content[at : at + 4] = (480).to_bytes(4, "big")
+    (tmp_path / "a.mp4").write_bytes(content)
+    assert capture_video.frame_count(tmp_path / "a.mp4") == 12
+    assert len(list(capture_video.pictures(tmp_path / "a.mp4", list(range(12)), (40, 32), "rgb24"))) == 12
+
+
+def test_an_edit_list_that_leaves_nothing_out_is_not_decoded_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(capture_video, "_stream_count", lambda *args, **more: pytest.fail("the file was read through"))
+    encode(tmp_path / "a.mp4", pictures(20), "-c:v", "libx264", "-bf", "3", "-pix_fmt", "yuv420p")
+    copied(tmp_path / "a.mp4", tmp_path / "late.mp4", "-itsoffset", "0.5", "-i")
+    copied(tmp_path / "a.mp4", tmp_path / "b.mov", "-i")
+    assert [capture_video.frame_count(tmp_path / name) for name in ("a.mp4", "late.mp4", "b.mov")] == [20] * 3
 
 
 def test_counting_a_long_mp4_reads_its_index_alone(tmp_path):

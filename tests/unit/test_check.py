@@ -1,5 +1,6 @@
 """`instant-nk check`: what it says of sound and unsound captures, and the picture it draws."""
 
+import json
 import re
 import shutil
 
@@ -107,6 +108,31 @@ def test_images_that_are_not_decoded_are_still_looked_at(tmp_path, monkeypatch):
     Image.new("RGBA", (8, 8)).save(small)
     with pytest.raises(DataError, match=rf"2 unsound images:\n  {cut}: the image is truncated\n  {small}: the image has 8x8 pixels, its camera 40x32"):
         checked(tmp_path / "c", tmp_path)
+
+
+def test_bytes_after_an_image_s_end_are_no_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "SAMPLED_FRAMES", 2)
+    write_capture(tmp_path / "c", frames=5)
+    first, second = tmp_path / "c" / "images" / "2" / "cam_001.png", tmp_path / "c" / "images" / "3" / "cam_004.png"
+    first.write_bytes(first.read_bytes() + bytes(40))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)).save(second, "JPEG")
+    second.write_bytes(second.read_bytes() + b"a maker's note of some length")
+    assert "sound" in checked(tmp_path / "c", tmp_path)
+    second.write_bytes(second.read_bytes()[:-100])
+    with pytest.raises(DataError, match=rf"1 unsound images:\n  {second}: the image is truncated"):
+        checked(tmp_path / "c", tmp_path)
+
+
+def test_a_capture_whose_held_out_views_are_of_other_times_is_drawn(tmp_path):
+    write_capture(tmp_path / "c")
+    for name, folder in (("transforms.json", "images"), ("transforms_test.json", "images_test")):
+        meta = json.loads((tmp_path / "c" / name).read_text())
+        del meta["file_folder"]
+        times = (0, 1) if folder == "images" else (7,)
+        meta["frames"] = [e | {"time": t, "file_path": f"{folder}/{t}/{e['file_path']}"} for e in meta["frames"] for t in times]
+        rewrite(tmp_path / "c", meta, name)
+    assert "6 training, 0 held out (0 of 0" in checked(tmp_path / "c", tmp_path)
+    assert check_picture.TRAIN in colours(tmp_path / "check.png")
 
 
 def test_missing_images_are_listed(tmp_path):

@@ -61,6 +61,7 @@ def test_an_empty_section_leaves_the_preset_in_force():
         ({"observation": {"folder": "scans"}}, ["observation.provider", "meshes, because observation.folder is given", "'neural'"]),
         ({"registration": {"folder": "ed"}}, ["registration.source", "ed_folder or rig, because registration.folder is given", "'solver'"]),
         ({"registration": {"rig_fps": 30}}, ["registration.source", "rig, because rig_fps is given"]),
+        ({"registration": {"rigidity_weight": 0}}, ["registration.rigidity_weight", "a number above zero", "0"]),
         ({"canonical": {"finest_resolution": 8}}, ["canonical.finest_resolution", "at least canonical.base_resolution=12", "8"]),
         ({"field": {"base_resolution": 49}}, ["field.finest_resolution", "at least field.base_resolution=49"]),
         ({"dataset": {"outside_tolerance": 2.0}}, ["dataset.outside_tolerance", "a share", "2.0"]),

@@ -1,5 +1,6 @@
 """The ED folder: round trip of our motion, any line layout, and what is said of an unsound one."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from instant_nk.errors import ContractError, DataError
 from instant_nk.geometry import spaces
-from instant_nk.io import ed_folder, graph, motion
+from instant_nk.io import artifact, ed_folder, graph, motion
 from instant_nk.io.ed_folder import NodeMotion
 from instant_nk.stages import exchange
 from instant_nk.stages import graph as graph_stage
@@ -139,6 +140,28 @@ def test_our_motion_exported_and_read_again_is_the_same_motion(body, tmp_path):
     np.testing.assert_allclose(theirs.rotations, ours.rotations, atol=1e-5)
     np.testing.assert_allclose(theirs.translations, ours.translations, atol=1e-5)
     assert theirs.converged.all()
+
+
+def test_motion_that_does_not_rest_at_the_canonical_frame_is_refused_and_told_where_it_does(body, tmp_path):
+    exchange.export_ed(body.job.paths, tmp_path / "ed")
+    job = with_folder(body, tmp_path / "ed", tmp_path / "results")
+    manifest = json.loads(job.paths.manifest.read_text())
+    rest = manifest["canonical_frame"]
+    manifest["canonical_frame"] = other = max(manifest["frames"], key=lambda frame: abs(frame - rest))
+    artifact.save_json(job.paths.manifest, manifest)
+    graph_stage.run(job)
+    with pytest.raises(
+        DataError, match=rf"at the canonical frame {other} the nodes have moved by .*They rest at frame {rest}: set dataset.canonical_frame: {rest}"
+    ):
+        registration_stage.run(job)
+
+
+def test_nodes_in_another_unit_are_refused(body, tmp_path):
+    exchange.export_ed(body.job.paths, tmp_path / "ed")
+    nodes = np.loadtxt(tmp_path / "ed" / "node.txt")
+    np.savetxt(tmp_path / "ed" / "node.txt", nodes * 100)
+    with pytest.raises(DataError, match=r"node.txt: the nodes are \d+\.\d of their spacing from the canonical surface.*world coordinates and unit"):
+        graph_stage.run(with_folder(body, tmp_path / "ed", tmp_path / "results"))
 
 
 def test_a_graph_of_other_nodes_than_the_folders_is_refused(body, tmp_path):

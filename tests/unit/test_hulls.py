@@ -141,12 +141,23 @@ def test_a_camera_with_another_pose_is_not_explained_by_the_hull(rig):
     assert shares[4] < 0.9 and shares[4] <= min(shares) + 0.15
 
 
-def test_touching_parts_have_less_outer_surface():
-    apart = np.zeros((8, 8, 8), bool)
-    apart[1:3, 1:3, 1:3] = apart[4:6, 1:3, 1:3] = True
-    touching = np.zeros((8, 8, 8), bool)
-    touching[1:5, 1:3, 1:3] = True
-    assert hulls.outer_faces(apart) == 48 and hulls.outer_faces(touching) == 40
+def test_touching_parts_have_less_open_surface_and_nearly_touching_ones_too():
+    def two(gap):
+        hull = np.zeros((16, 16, 16), bool)
+        hull[1:5, 1:5, 1:5] = hull[5 + gap : 9 + gap, 1:5, 1:5] = True
+        return hulls.open_surface(hull)
+
+    assert two(5) == 2 * 6 * 16
+    assert two(0) == 2 * 6 * 16 - 2 * 16
+    assert two(1) < two(5)
+
+
+def test_a_tunnel_of_a_voxel_shows_nothing():
+    block = np.zeros((10, 10, 10), bool)
+    block[2:8, 2:8, 2:8] = True
+    bored = block.copy()
+    bored[4, 4, :] = False
+    assert hulls.open_surface(bored) <= hulls.open_surface(block)
 
 
 def test_the_hull_shows_what_leaves_a_box_towards_the_cameras(rig):

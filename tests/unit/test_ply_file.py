@@ -41,6 +41,23 @@ def test_an_empty_face_element_means_points(tmp_path):
     assert ply_file.read(tmp_path / "a.ply")[1] is None
 
 
+@pytest.mark.parametrize("coordinates", [0, 2, 6])
+@pytest.mark.parametrize("polygons", [[[0, 1, 2], [0, 2, 3]], [[0, 1, 2, 3], [1, 4, 2]]])
+def test_lists_beside_the_corners_are_passed_over_however_short(tmp_path, coordinates, polygons):
+    whole = binary("<", polygons).replace(b"end_header", b"property list uchar float texcoord\nend_header")
+    start = len(whole) - sum(2 + 4 * len(p) for p in polygons)
+    rows = [bytes([7, len(p)]) + np.array(p, "<i4").tobytes() + bytes([coordinates]) + bytes(4 * coordinates) for p in polygons]
+    (tmp_path / "a.ply").write_bytes(whole[:start] + b"".join(rows))
+    assert ply_file.read(tmp_path / "a.ply")[1].tolist() == [[0, 1, 2], [0, 2, 3], [1, 4, 2]][: 2 + (len(polygons[0]) == 4)]
+
+
+@pytest.mark.parametrize("polygons", [[[0, 1], [1, 2]], [[], []], [[0, 1], []]])
+def test_faces_of_less_than_three_corners_are_none(tmp_path, polygons):
+    (tmp_path / "a.ply").write_bytes(binary("<", polygons))
+    columns, faces = ply_file.read(tmp_path / "a.ply")
+    assert faces is None and len(columns["x"]) == 5
+
+
 @pytest.mark.parametrize("spoil", [lambda b: b[:-5], lambda b: b.replace(b"ply\n", b"png\n"), lambda b: b.replace(b" x\n", b" u\n")])
 def test_a_broken_file_is_refused(tmp_path, spoil):
     (tmp_path / "a.ply").write_bytes(spoil(binary("<", [[0, 1, 2], [0, 2, 3]])))

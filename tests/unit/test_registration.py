@@ -290,6 +290,24 @@ def test_a_frame_without_evidence_is_marked_and_the_next_one_is_found_again():
     assert errors(graph, body, vertices, fits[4].pose, live[4]).mean() < 0.8
 
 
+def test_the_canonical_frame_rests_and_serves_its_neighbours_whatever_else_was_observed_there():
+    """Something stands beside the subject that the canonical mesh does not hold: the frame is called doubtful, and stays what it is by definition."""
+    vertices, faces, live = bending_sequence(4)
+    graph, body = make_body(vertices, faces)
+
+    def observe(frame):
+        o = observed(live[frame], faces, vertices, seed=frame, coloured=True)
+        if frame == 1:
+            beside = o.points + np.float32([0.0, 0.0, 3 * np.ptp(vertices[:, 2])])
+            o = dataclasses.replace(o, **{name: np.concatenate([getattr(o, name)] * 2) for name in ("normals", "colours", "confidence", "n_views", "boundary")},
+                                    points=np.concatenate([o.points, beside]), faces=None)  # fmt: skip
+        return target_of(body, o)
+
+    fits = register_sequence(body, list(live), 1, observe, OPTIONS)
+    assert not fits[1].converged and all(fits[f].converged for f in (0, 2, 3))
+    assert torch.equal(fits[1].pose.translations, torch.zeros_like(body.nodes))
+
+
 def test_a_resumed_sequence_equals_an_undisturbed_one():
     vertices, faces, live = bending_sequence(4)
     _, body = make_body(vertices, faces)

@@ -10,6 +10,7 @@ import subprocess
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from PIL import Image
 
 from instant_nk import config as configuration
 from instant_nk import entry, layout
@@ -178,6 +179,33 @@ def test_the_held_out_camera_s_video_shows_truth_rendering_and_mesh_side_by_side
         true = evaluation.on_white(data.heldout_image(0, frame) / 255) * 255
         given, rendered, meshed = np.split(video[row], 3, axis=1)
         assert np.abs(given - true).mean() < 6 and np.abs(rendered - true).mean() < 12 and np.abs(meshed - rendered).mean() < 3
+
+
+def test_the_held_out_camera_s_video_is_composed_one_picture_at_a_time(job, monkeypatch):
+    results = report_results.load(job)
+    drawn, made = MeshRenderer(results.animation), []
+    render = drawn.render
+    monkeypatch.setattr(drawn, "render", lambda *args: (made.append(args), render(*args))[1])
+    counts = []
+    monkeypatch.setattr(report_films, "write_video", lambda path, frames, fps: counts.extend(len(made) for _ in frames))
+    report_films.heldout(job, results, drawn)
+    assert counts == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["cam_000.jpg", "cam_000.tif"])
+def test_renders_of_a_capture_of_other_images_are_png_under_the_camera_s_name(job, tmp_path, monkeypatch, name):
+    results = report_results.load(job)
+    renamed = dataclasses.replace(results.dataset, heldout=dataclasses.replace(results.dataset.heldout, names=(name,)))
+    results, drawn = dataclasses.replace(results, dataset=renamed), MeshRenderer(results.animation)
+    report_views.render_heldout(tmp_path / "8_report", renamed, [1], drawn, drawn)
+    path = tmp_path / "8_report" / "renders" / "1" / name
+    with Image.open(path) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGBA", (48, 48)) and np.asarray(picture)[..., 3].max() == 255
+    shown = []
+    monkeypatch.setattr(report_films, "render_file", lambda *args: path)
+    monkeypatch.setattr(report_films, "write_video", lambda path, frames, fps: shown.extend(frames))
+    report_films.heldout(job, results, drawn)  # reads it again
+    assert shown[1].shape == (48, 3 * 48, 3) and np.abs(shown[1][:, 48:96].astype(int) - shown[1][:, 96:]).max() <= 1
 
 
 def test_the_summary_says_whether_the_mesh_is_sound(job):

@@ -151,6 +151,50 @@ def test_steps_hold_and_splines_pass_through_their_keys(tmp_path):
     np.testing.assert_allclose(read.posed(1), truth(7.5, 0.125), atol=1e-4)
 
 
+def keyed(path, times, degrees, interpolation):
+    """The arm whose second bone has these angles at these times, and whose root rests."""
+
+    def change(w):
+        turns = w.add(np.array([quaternion([0, 0, 1], a) for a in degrees]))
+        samplers = [{"input": w.add(np.asarray(times)[:, None]), "output": turns, "interpolation": interpolation}]
+        w.json["animations"] = [{"samplers": samplers, "channels": [{"sampler": 0, "target": {"node": 3, "path": "rotation"}}]}]
+
+    return arm(path, change=change)
+
+
+@pytest.mark.parametrize("start", [0, 1, 30000])
+def test_steps_at_every_frame_change_at_their_own_frame(tmp_path, start):
+    degrees = np.arange(90.0)
+    for rate in (24, 30):
+        path = keyed(tmp_path / "a.glb", (start + np.arange(90)) / rate, degrees, "STEP")
+        read = rig.load_gltf(path, list(range(90)), first=0, fps=float(rate))
+        for frame in range(90):
+            np.testing.assert_allclose(read.posed(frame), truth(degrees[frame], 0), atol=1e-6)
+
+
+def test_a_step_far_from_the_one_before_is_not_taken_early(tmp_path):
+    read = rig.load_gltf(keyed(tmp_path / "a.glb", [0, 100, 100.1], [0, 60, 60], "STEP"), [0, 999, 1000], first=0, fps=10.0)
+    np.testing.assert_allclose(read.posed(999), truth(0, 0), atol=1e-6)
+    np.testing.assert_allclose(read.posed(1000), truth(60, 0), atol=1e-6)
+    alone = keyed(tmp_path / "b.glb", [0, 100], [0, 60], "STEP")
+    frames = rig.load_gltf(alone, [0, 2997, 2998, 2999, 3000], first=0, fps=30.0)
+    np.testing.assert_allclose(frames.posed(2999), truth(0, 0), atol=1e-6)
+    np.testing.assert_allclose(frames.posed(3000), truth(60, 0), atol=1e-6)
+    single = rig.load_gltf(keyed(tmp_path / "c.glb", [0.5], [30], "STEP"), [0], first=0)
+    np.testing.assert_allclose(single.posed(0), truth(30, 0), atol=1e-6)
+
+
+def test_keys_that_an_exporter_left_out_are_not_counted_as_frames(tmp_path):
+    path = keyed(tmp_path / "a.glb", np.array([0, 1, 2, 4, 5]) / 30, [0, 10, 20, 40, 50], "LINEAR")
+    with pytest.raises(DataError, match=r"a.glb: the animation's 5 keys lie 0.03333 to 0.06667 s apart, wanted even distances.*Set registration.rig_fps"):
+        rig.load_gltf(path, [0, 1, 2, 3, 4], first=0)
+    read = rig.load_gltf(path, [3, 4], first=0, fps=30.0)
+    np.testing.assert_allclose(read.posed(3), truth(30, 0), atol=1e-4)
+    np.testing.assert_allclose(read.posed(4), truth(40, 0), atol=1e-4)
+    rounded = keyed(tmp_path / "b.glb", (np.arange(6) / 30).round(3), np.arange(6) * 10, "LINEAR")  # to milliseconds
+    np.testing.assert_allclose(rig.load_gltf(rounded, [4], first=0).posed(4), truth(40, 0), atol=1e-6)
+
+
 def test_transforms_above_the_skeleton_count(tmp_path):
     root = {"translation": [5, 0, 0], "rotation": quaternion([0, 0, 1], 90).tolist(), "scale": [2, 2, 2]}
     read = rig.load_gltf(arm(tmp_path / "a.glb", root=root), [1], first=0)
@@ -385,13 +429,15 @@ def test_the_solver_mends_what_the_rig_gets_wrong(tmp_path):
     nodes, rotations, translations = rig_motion_scene(moved)
     given = {f: Pose(torch.from_numpy(rotations[f]), torch.from_numpy(translations[f])) for f in (1, 2)}
     seen = []
-    fits = rig_motion.refine(body, given, observe, options, done=lambda fits: seen.append(sorted(fits)))
+    fits = rig_motion.refine(body, given, -1, observe, options, done=lambda fits: seen.append(sorted(fits)))
     assert seen == [[1], [1, 2]]
     for frame in (1, 2):
         before, after = (error_of(body, pose, live[frame], read.faces) for pose in (given[frame], fits[frame].pose))
         assert fits[frame].converged and after < 0.3 * before and after < 0.02
-    again = rig_motion.refine(body, given, observe, options, known=dict(fits))
+    again = rig_motion.refine(body, given, -1, observe, options, known=dict(fits))
     assert again[1] is fits[1]
+    rest = rig_motion.refine(body, given, 2, observe, options, known={1: fits[1]})[2]
+    assert torch.equal(rest.pose.translations, torch.zeros_like(body.nodes))  # the canonical frame is not estimated
 
 
 def rig_motion_scene(moved):
@@ -537,9 +583,9 @@ def test_an_interrupted_registration_is_continued_with_the_same_evidence_only(bo
     registration_stage.run(job)
     partial, continued, real = job.paths.registration / "motion.partial.npz", [], rig_motion.refine
 
-    def refine(body, given, observe, options, pictures, known, done):
+    def refine(body, given, canonical_frame, observe, options, pictures, known, done):
         continued.append(sorted(known))
-        return real(body, given, observe, options, pictures, known, done)
+        return real(body, given, canonical_frame, observe, options, pictures, known, done)
 
     monkeypatch.setattr(rig_motion, "refine", refine)
     for change in (lambda: None, lambda: observe(frames[1], 310), lambda: (tmp_path / "rig.glb").write_bytes(exported.read_bytes() + bytes(4))):

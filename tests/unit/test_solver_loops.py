@@ -265,3 +265,16 @@ def test_a_step_the_gpus_way_asks_the_device_nothing(monkeypatch):
         pose = registration.assign_softly(body, Pose.identity(body), target, registration.Options(), body.spacing)
         pose = registration.match_closely(body, pose, target, registration.Options(), 4, 1.0, 0.1)
     assert questions.asked == ["aten._local_scalar_dense.default"] and bool(pose.rotations.isfinite().all())
+
+
+def test_points_that_lie_in_one_place_do_not_spoil_the_others():
+    """Their area is zero, as of a block of depth pixels that failed."""
+    rng = np.random.default_rng(0)
+    points = torch.from_numpy(np.concatenate([rng.normal(size=(200, 3)), np.zeros((20, 3))]))
+    normals, colours = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(220, 3))), dim=-1), torch.from_numpy(rng.random((220, 3)))
+    areas = correspondences.point_areas(points)
+    assert float(areas[-20:].max()) == 0
+    one = correspondences.Cloud(points, normals, colours, areas)
+    other = correspondences.Cloud(points + 0.1, normals, colours, areas)
+    shift, share = correspondences.soft_displacement(one, other, 0.5)
+    assert torch.isfinite(shift).all() and torch.isfinite(share).all()

@@ -57,11 +57,47 @@ def test_points_are_read_from_what_people_have(tmp_path, name):
     assert np.allclose(track.read_points(tmp_path / name), points)
 
 
+OBJ = """mtllib a.mtl
+v 9 9 9
+v 0 0 0
+v 1 0 0 0.5 0.5 0.5
+v 1 1 0
+v 0 1 0
+v 0 0 0
+vt 0 0
+vt 1 0
+vt 1 1
+vt 0.5 0
+usemtl first
+f 2/1 3/2 4/3
+usemtl second
+f 2/4 4/2 5/1
+"""
+
+
+def test_vertices_of_an_obj_keep_their_numbers_whatever_its_seams_and_materials(tmp_path):
+    (tmp_path / "a.obj").write_text(OBJ)
+    wanted = [[9, 9, 9], [0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert track.read_points(tmp_path / "a.obj").tolist() == wanted
+    (tmp_path / "b.obj").write_text(OBJ.partition("usemtl second")[0])
+    assert track.read_points(tmp_path / "b.obj").tolist() == wanted
+
+
+def test_vertices_of_a_ply_keep_their_numbers_whatever_its_faces(tmp_path):
+    points = [[9, 9, 9], [0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    head = "ply\nformat ascii 1.0\nelement vertex 5\nproperty float x\nproperty float y\nproperty float z\nelement face 1\n"
+    head += "property list uchar int vertex_indices\nproperty list uchar float texcoord\nend_header\n"
+    (tmp_path / "a.ply").write_text(head + "".join("{} {} {}\n".format(*p) for p in points) + "3 1 2 3 6 0 0 1 0 1 1\n")
+    assert track.read_points(tmp_path / "a.ply").tolist() == points
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("absent.ply", None, "no such file of points"),
         ("broken.ply", "not a ply", "not a readable file of points"),
+        ("broken.obj", "v 1 2\nv 3 4 5\n", "not a readable file of points"),
+        ("empty.obj", "vt 1 2\n", r"at least one point .* got \[0, 3\]"),
         ("words.txt", "left hand\n", "not a readable file of points"),
         ("two.txt", "1 2\n3 4\n", r"three finite numbers, got \[2, 2\]"),
         ("nan.txt", "1 2 nan\n", "three finite numbers"),

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from instant_nk.errors import NumericalError
 from instant_nk.fitting import trainer
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import SurfaceFit, SurfaceFitConfig
@@ -163,3 +164,11 @@ def test_a_step_makes_the_host_wait_only_where_sizes_depend_on_the_data(dataset,
     names = [event.name for event in seen.events()]
     assert names.count("aten::nonzero") == waits
     assert names.count("aten::_local_scalar_dense") <= len(fit.trained)  # on the CPU, the fused optimiser reads its own step counts
+
+
+def test_a_surface_that_has_vanished_ends_the_training_with_a_message(dataset, monkeypatch):
+    monkeypatch.setattr(SurfaceFit, "update_grid", lambda self: self.occupied.zero_())
+    fit = surface(dataset, dataclasses.replace(SURFACE, steps=200))
+    with pytest.raises(NumericalError, match=r"canonical: no ray meets the surface any more at step \d+ of 200\. Lower the learning rate or check the images"):
+        fit.run()
+    assert fit.rays <= trainer.MOST_RAYS * fit.samples

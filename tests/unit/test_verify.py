@@ -1,5 +1,6 @@
 """`instant-nk verify`: exports that are cut off are found, whatever their format."""
 
+import numpy as np
 import pytest
 
 from instant_nk.errors import ContractError
@@ -8,6 +9,7 @@ from instant_nk.io import mesh as mesh_io
 from instant_nk.io.export import glb, obj, pc2, ply, usd
 from instant_nk.layout import Paths
 from instant_nk.stages.verify import run_verify
+from instant_nk.viewer import pictures
 
 
 @pytest.fixture
@@ -43,6 +45,18 @@ def test_a_cut_off_export_is_named(paths, name, kind, lost):
         run_verify(paths)
     assert "1 findings" in str(caught.value)
     assert f"{path}: not a whole {kind}" in str(caught.value) and "Re-run stage 'mesh' (--forcerun mesh_join)" in str(caught.value)
+
+
+def test_a_cut_off_render_is_named_whatever_its_camera_is_called(paths):
+    for name in ("cam_000.png", "side/cam_001.jpg", "cam_002.tif"):
+        path = paths.report / "renders" / "3" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pictures.png_bytes(np.full((8, 8, 4), 200, np.uint8)))
+    run_verify(paths)
+    path = paths.report / "renders" / "3" / "side" / "cam_001.jpg"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ContractError, match=rf"1 findings.\n  {path}: not a whole PNG .*Re-run stage 'report' \(--forcerun report_sequence\)"):
+        run_verify(paths)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("animation.glb", "GLB"), ("animation.usdc", "USD"), ("animation_cache.pc2", "PC2"), ("obj/000003.obj", "OBJ")])

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from instant_nk.kernels.blend_skinning import blend_with_jacobian, inverse
-from instant_nk.models.warp import LiveSpace, NodeMotion, to_canonical
+from instant_nk.models.warp import LiveSpace, NodeMotion, Skeleton, to_canonical
 from tests.unit.neural_fixtures import bars, bending, capsule_skeleton, rigid, skeleton_of
 
 AMOUNTS = [0.0, 0.8, 1.6]  # radians per unit of length; the capsule is 1.4 long
@@ -312,3 +312,12 @@ def test_far_from_the_rest_surface_nothing_belongs():
     _, _, space = touching(0.06)
     x = torch.tensor([[0.9, 0.9, 0.9]])
     assert not space.belongs(x, torch.ones(1, dtype=torch.int64), x)
+
+
+def test_a_single_node_cannot_strain():
+    skeleton = capsule_skeleton()
+    alone = Skeleton(skeleton.nodes[:1], skeleton.radii[:1], skeleton.edges[:0], skeleton.edge_weights[:0], 1.0, skeleton.vertices, skeleton.anchors * 0)
+    translations = torch.ones(2, 1, 3, requires_grad=True)
+    energy = alone.rigidity(torch.eye(3).expand(2, 1, 3, 3), translations)
+    energy.backward()
+    assert float(energy) == 0 and translations.grad.abs().max() == 0

@@ -1,10 +1,15 @@
 """The field of a window: the canonical field under known motion, exact live gradients, a canonical frame that stays at rest."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from instant_nk.fitting import window_files
+from instant_nk.geometry import surface
+from instant_nk.io import mesh as mesh_io
 from instant_nk.models.warp import LiveSpace
+from tests.unit import neural_fixtures
 from tests.unit.neural_fixtures import bars, bending, capsule, capsule_skeleton, rigid, skeleton_of, slope, stir, window_field
 
 TURN = torch.from_numpy(Rotation.from_rotvec([0.2, -0.4, 0.7]).as_matrix()).float()
@@ -167,3 +172,19 @@ def test_no_samples_are_no_special_case():
     nothing = torch.zeros(0).long()
     assert field.quick_sdf(space, torch.zeros(0, 3), nothing)[0].shape == (0,)
     assert at(field, space, torch.zeros(0, 3), nothing, nothing).rgb.shape == (0, 3)
+
+
+@pytest.mark.parametrize("cells", [32, 128])
+def test_no_cell_of_the_live_grid_is_missed_however_coarse_the_mesh(tmp_path_factory, cells):
+    body = neural_fixtures.body(tmp_path_factory.getbasetemp())
+    mesh = mesh_io.load(body.job.paths.canonical_mesh)
+    skeleton = window_files.load_skeleton(body.job.paths, cells, "cpu")
+    count = len(mesh.vertices)
+    assert skeleton.of_mesh == count < len(skeleton.vertices)
+    np.testing.assert_array_equal(skeleton.vertices[:count], mesh.vertices)
+    still = torch.eye(3).expand(1, len(skeleton.nodes), 3, 3), torch.zeros(1, len(skeleton.nodes), 3)
+    space = LiveSpace(skeleton, *still, cells)
+    face, weights = surface.sample(mesh.vertices, mesh.faces, 20000)
+    points = (mesh.vertices[mesh.faces[face]] * weights[..., None]).sum(1)
+    cell = np.clip(((points + 1) * cells / 2).astype(int), 0, cells - 1)
+    assert space.occupied[0][tuple(cell.T)].all()
