@@ -49,9 +49,6 @@ BOX_MARGIN = 0.1
 """Margin around a proposed box, as a share of its extent on each side."""
 END_PENALTY = 0.05
 """What lying at an end of the clip takes off a frame's hull surface when the canonical frame is chosen."""
-FIRST_BONUS = 0.02
-"""What being the first frame adds: points are followed from there, and on the rest shape they start without error. No more: at five
-per cent, a first frame with folded limbs was taken over one of 6 % more surface, at half the accuracy (docs/decisions.md)."""
 GIB = 1 << 30
 SEARCH_SIDE = 256
 """Longer side, in pixels, of the masks from which a box is proposed."""
@@ -467,8 +464,8 @@ def choose_canonical(surface: dict[int, int]) -> int:
     """Frame whose shape becomes the rest shape: the largest hull surface, and among nearly equal ones that nearest the middle of the clip.
 
     Limbs that touch or fold hide surface, so a large one means few self-contacts and much to see; the middle halves the way to the
-    farthest frame. Being at an end of the clip costs `END_PENALTY` of the surface; the first frame gains `FIRST_BONUS` instead, because
-    points that people follow from there would otherwise carry the error of two frames, that one's and the present one's.
+    farthest frame. Being at the end of the clip costs `END_PENALTY` of the surface; the first frame pays nothing, because points that
+    people follow from there would otherwise carry the error of two frames, that one's and the present one's.
 
     Args:
         surface: outer voxel faces of each frame's hull, by absolute frame.
@@ -476,7 +473,7 @@ def choose_canonical(surface: dict[int, int]) -> int:
     frames = sorted(surface)
     half = max((len(frames) - 1) / 2, 0.5)
     scores = {t: surface[t] * (1 - END_PENALTY * abs(i - (len(frames) - 1) / 2) / half) for i, t in enumerate(frames)}
-    scores[frames[0]] = surface[frames[0]] * (1 + FIRST_BONUS)
+    scores[frames[0]] = surface[frames[0]]
     chosen = max(frames, key=lambda t: scores[t])
     log.info("canonical frame %d: hull surface %d voxel faces, %d to %d over the clip", chosen, surface[chosen], min(surface.values()), max(surface.values()))
     return chosen
