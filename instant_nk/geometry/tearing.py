@@ -11,13 +11,15 @@ from collections.abc import Iterable
 import numpy as np
 
 SHORTEST = 0.01  # of the diagonal at rest: shorter edges are noise, however much they stretch
+STRAINED = 0.6  # of the limit: what stretches so far and hangs together with what is torn is of the web too
+SHREDS = 4  # rounds of cutting off faces that hang by one side
 RARE = 0.02  # share of the frames in which an edge must be torn; in one at least
 CRUMB = 0.01  # share of all faces up to which a piece that is left between webs goes with them
 LONGEST_WOUND = 400  # edges of a hole that is still closed
 
 
 def torn_faces(rest: np.ndarray, faces: np.ndarray, frames: Iterable[np.ndarray], count: int, limit: float) -> np.ndarray:
-    """Faces to be cut, bool [T]: those with an edge that is torn in some frames, and crumbs between them.
+    """Faces to be cut, bool [T]: those with an edge that is torn in some frames, what is strained beside them, and the shreds that would be left.
 
     Args:
         rest: vertices as they were reconstructed, [V, 3]; faces: i [T, 3].
@@ -26,18 +28,33 @@ def torn_faces(rest: np.ndarray, faces: np.ndarray, frames: Iterable[np.ndarray]
     """
     sides = np.stack([faces, np.roll(faces, -1, axis=1)], -1)  # [T, 3, 2]
     length = np.linalg.norm(rest[sides[..., 0]] - rest[sides[..., 1]], axis=-1)
-    least = np.maximum(limit * length, SHORTEST * np.linalg.norm(np.ptp(rest, axis=0)))
-    torn = np.zeros(length.shape, np.int64)
+    shortest = SHORTEST * np.linalg.norm(np.ptp(rest, axis=0))
+    torn, strained = (np.zeros(length.shape, np.int64) for _ in range(2))
     for vertices in frames:
-        torn += np.linalg.norm(vertices[sides[..., 0]] - vertices[sides[..., 1]], axis=-1) > least
-    cut = (torn >= max(1, np.ceil(RARE * count))).any(1)
+        live = np.linalg.norm(vertices[sides[..., 0]] - vertices[sides[..., 1]], axis=-1)
+        torn += live > np.maximum(limit * length, shortest)
+        strained += live > np.maximum(STRAINED * limit * length, shortest)
+    often = max(1, np.ceil(RARE * count))
+    cut, strained = (torn >= often).any(1), (strained >= often).any(1)
     if not cut.any():
         return cut
+    place = np.flatnonzero(strained)
+    of_web = _pieces(faces[place], len(rest))
+    cut[place[np.isin(of_web, of_web[cut[place]])]] = True
+    for _ in range(SHREDS):
+        cut |= _wound_sides(faces, cut) >= 2
     piece, whole = _pieces(faces[~cut], len(rest)), _pieces(faces, len(rest))
     # A piece that was one of its own before is none of a web's.
     small = np.bincount(piece)[piece] <= CRUMB * len(faces)
     cut[np.flatnonzero(~cut)[small & (np.bincount(whole)[whole][~cut] > CRUMB * len(faces))]] = True
     return cut
+
+
+def _wound_sides(faces: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """How many sides of each face that stays border on what is cut, [T]."""
+    sides = np.stack([faces, np.roll(faces, -1, axis=1)], -1).astype(np.int64)
+    key, back = sides[..., 0] << 32 | sides[..., 1], sides[..., 1] << 32 | sides[..., 0]
+    return np.isin(back, key[cut]).sum(1) * ~cut
 
 
 def _pieces(faces: np.ndarray, vertices: int) -> np.ndarray:
