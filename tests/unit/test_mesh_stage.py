@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import trimesh
 from scipy.spatial import cKDTree
 
 from instant_nk.errors import ContractError
@@ -18,6 +19,7 @@ from instant_nk.models.warp import LiveSpace
 from instant_nk.stages import mesh as mesh_stage
 from tests.unit import neural_fixtures
 from tests.unit.neural_fixtures import WINDOWS, bending, capsule, capsule_skeleton, numbers, stir, window_field
+from tests.unit.shapes import tube
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,38 @@ def test_a_single_window_has_no_seam(frames):
     said = mesh_stage.seam_numbers(blended, parts, disagreement)
     assert said["seam_disagreement_pct"] is None and said["seam_step_pct"] is None
     assert (said["within_jolt_pct"] is None) == (len(frames) < 3)
+
+
+# Cutting webs
+
+
+def parting(limit=4.0, converged=(True, True)):
+    """Two halves of a tube that come apart in the second frame; only a ring of faces between them stretches."""
+    rest, faces = tube()
+    along = rest[:, int(np.ptp(rest, axis=0).argmax())]
+    way = np.eye(3)[int(np.ptp(rest, axis=0).argmax())]
+    far = rest + np.where(along > 1, 1.0, 0.0)[:, None] * way
+    zero = np.zeros((2, len(rest)), np.float32)
+    whole = Animation(np.array([0, 1], np.int32), np.stack([rest, far]).astype(np.float32), faces.astype(np.int32), np.zeros((len(rest), 3), np.float32), zero, zero, zero.astype(np.int32))  # fmt: skip
+    return whole, *mesh_stage.tear(whole, rest, np.array(converged), limit)
+
+
+def test_a_web_is_cut_and_its_vertices_go_to_what_is_left():
+    whole, cut, said = parting()
+    assert said["torn_faces"] > 0 and said["closing_faces"] > 0
+    assert len(cut.faces) == len(whole.faces) - said["torn_faces"] + said["closing_faces"]
+    assert trimesh.Trimesh(cut.vertices[1], cut.faces, process=False).is_watertight
+    assert cut.vertices.shape == whole.vertices.shape
+    used = np.unique(cut.faces)
+    np.testing.assert_array_equal(cut.vertices[:, used], whole.vertices[:, used])
+    nearest = cKDTree(cut.vertices[1][used]).query(cut.vertices[1])[0]
+    assert nearest.max() == 0  # none hangs in the air
+
+
+@pytest.mark.parametrize("how", [{"limit": 0}, {"converged": (True, False)}], ids=["not asked for", "a lost frame"])
+def test_nothing_is_cut_where_it_is_not_asked_for_or_no_frame_can_be_believed(how):
+    whole, cut, said = parting(**how)
+    assert cut is whole and said == {"torn_faces": 0, "closing_faces": 0}
 
 
 # Smoothing over time
