@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 SHORTEST = 0.01  # of the diagonal at rest: shorter edges are noise, however much they stretch
-STRAINED = 0.6  # of the limit: what stretches so far and hangs together with what is torn is of the web too
+STRAINED = 0.75  # of the limit: what stretches so far and hangs together with what is torn is of the web too
 SHREDS = 4  # rounds of cutting off faces that hang by one side
 RARE = 0.02  # share of the frames in which an edge must be torn; in one at least
 CRUMB = 0.01  # share of all faces up to which a piece that is left between webs goes with them
