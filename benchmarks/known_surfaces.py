@@ -29,7 +29,7 @@ FACES = 20000, 24000  # of a surface, between
 EDGE = 0.006, 0.008  # longest edge before that, of the diagonal
 KEYS = {
     "mesh.texture": "vertex", "observation.provider": "meshes", "dataset.canonical_frame": 0, "graph.max_nodes": 600, "canonical.steps": 300,
-    "registration.iterations": 12, "registration.max_points": 12000, "field.steps": 1, "field.refine_motion": False,
+    "registration.iterations": 12, "registration.max_points": 12000, "field.steps": 1, "field.refine_motion": False, "mesh.smoothing": 0, "mesh.tear_at": 0,
 }  # fmt: skip
 STAGES = ("dataset", "canonical", "graph", "observation", "registration", "field", "mesh")
 

@@ -54,8 +54,8 @@ def restore(
         logger.warning("starting over: %s was made with another configuration or other inputs", path)
         return None
     model = {k.removeprefix("model/"): v for k, v in state.items() if k.startswith("model/")}
-    shapes = ({k: v.shape for k, v in values.items()} for values in (model, modules.state_dict()))
-    if state["generator"].shape != generator.get_state().shape or next(shapes) != next(shapes):
+    found, wanted = ({name: value.shape for name, value in values.items()} for values in (model, modules.state_dict()))
+    if found != wanted or state["generator"].shape != generator.get_state().shape:
         logger.warning("starting over: %s was made on another kind of device, or by another backend", path)
         return None
     modules.load_state_dict(model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LEAST_FRAMES = 6  # fewer say too little of how they move
+LEAST_FRAMES = 6  # of weight 1: fewer say too little of how they move
 STRENGTHS = 10.0 ** np.arange(-2, 2.01, 0.25)
 JUDGED_FRAMES, JUDGED_POINTS = 256, 4000  # that the strength is found on, evenly spread
 COLUMNS = 1 << 14  # coordinates smoothed at once
@@ -18,22 +18,23 @@ FIXED = 1e6  # weight of a frame that stays where it is
 
 
 def strength(trajectories: np.ndarray, weights: np.ndarray) -> float:
-    """The strength at which frames that are left out are foretold best; 0 where the least that is tried is best, or frames are few.
+    """The strength at which frames that are left out are foretold best; 0 where the least that is tried is best, or usual frames are few.
 
     Args:
         trajectories: [F, V, 3].
         weights: of the frames, [F]: 1 as usual, less for a doubtful one, `FIXED` for one that stays.
     """
-    if len(trajectories) < LEAST_FRAMES:
-        return 0.0
     start = (len(trajectories) - min(len(trajectories), JUDGED_FRAMES)) // 2
     points = np.linspace(0, trajectories.shape[1] - 1, min(trajectories.shape[1], JUDGED_POINTS)).astype(int)
     y, w = (values[start : start + JUDGED_FRAMES] for values in (trajectories[:, points].astype(np.float64), weights))
+    judged = w == 1
+    if np.count_nonzero(judged) < LEAST_FRAMES:
+        return 0.0
     bend = np.diff(np.eye(len(y)), 2, axis=0)
     errors = []
     for value in STRENGTHS:
         kept = np.linalg.solve(np.diag(w) + value * bend.T @ bend, np.diag(w))
-        left_out = (y - np.tensordot(kept, y, 1))[w == 1] / (1 - np.diag(kept)[w == 1])[:, None, None]
+        left_out = (y - np.tensordot(kept, y, 1))[judged] / (1 - np.diag(kept)[judged])[:, None, None]
         errors.append(float((left_out**2).sum(-1).mean()))
     best = int(np.argmin(errors))
     return float(STRENGTHS[best]) if best else 0.0

@@ -191,7 +191,7 @@ def tear(animation: Animation, rest: np.ndarray, converged: np.ndarray, limit: f
     if not limit or not converged.any():
         return animation, nothing
     rest = rest.astype(np.float64)
-    seen = (vertices.astype(np.float64) for vertices in animation.vertices[converged])
+    seen = (animation.vertices[row].astype(np.float64) for row in np.flatnonzero(converged))
     cut = tearing.torn_faces(rest, animation.faces, seen, int(converged.sum()), limit)
     if not cut.any():
         return animation, nothing

@@ -75,4 +75,5 @@ def test_a_doubtful_frame_follows_its_neighbours():
 
 def test_few_frames_are_not_judged():
     assert smoothing.strength(np.random.default_rng(6).normal(size=(5, 9, 3)), np.ones(5)) == 0
+    assert smoothing.strength(np.random.default_rng(6).normal(size=(40, 9, 3)), np.full(40, 0.01)) == 0  # all of them lost
     assert smoothing.smooth(np.ones((1, 2, 3)), 1.0, np.ones(1)).shape == (1, 2, 3)
