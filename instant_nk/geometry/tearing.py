@@ -26,16 +26,7 @@ def torn_faces(rest: np.ndarray, faces: np.ndarray, frames: Iterable[np.ndarray]
         frames: their places at each of `count` frames, [V, 3], in the same unit.
         limit: times its length at rest beyond which an edge is torn.
     """
-    sides = np.stack([faces, np.roll(faces, -1, axis=1)], -1)  # [T, 3, 2]
-    length = np.linalg.norm(rest[sides[..., 0]] - rest[sides[..., 1]], axis=-1)
-    shortest = SHORTEST * np.linalg.norm(np.ptp(rest, axis=0))
-    torn, strained = (np.zeros(length.shape, np.int64) for _ in range(2))
-    for vertices in frames:
-        live = np.linalg.norm(vertices[sides[..., 0]] - vertices[sides[..., 1]], axis=-1)
-        torn += live > np.maximum(limit * length, shortest)
-        strained += live > np.maximum(STRAINED * limit * length, shortest)
-    often = max(1, np.ceil(RARE * count))
-    cut, strained = (torn >= often).any(1), (strained >= often).any(1)
+    cut, strained = stretched(rest, faces, frames, count, (limit, STRAINED * limit))
     if not cut.any():
         return cut
     place = np.flatnonzero(strained)
@@ -48,6 +39,18 @@ def torn_faces(rest: np.ndarray, faces: np.ndarray, frames: Iterable[np.ndarray]
     small = np.bincount(piece)[piece] <= CRUMB * len(faces)
     cut[np.flatnonzero(~cut)[small & (np.bincount(whole)[whole][~cut] > CRUMB * len(faces))]] = True
     return cut
+
+
+def stretched(rest: np.ndarray, faces: np.ndarray, frames: Iterable[np.ndarray], count: int, limits: tuple[float, ...]) -> np.ndarray:
+    """For each limit, faces with an edge that is often longer than so many times its length at rest, bool [L, T]; arguments as of `torn_faces`."""
+    sides = np.stack([faces, np.roll(faces, -1, axis=1)], -1)  # [T, 3, 2]
+    length = np.linalg.norm(rest[sides[..., 0]] - rest[sides[..., 1]], axis=-1)
+    most = [np.maximum(limit * length, SHORTEST * np.linalg.norm(np.ptp(rest, axis=0))) for limit in limits]
+    found = np.zeros((len(limits), *length.shape), np.int64)
+    for vertices in frames:
+        live = np.linalg.norm(vertices[sides[..., 0]] - vertices[sides[..., 1]], axis=-1)
+        found += np.stack([live > longest for longest in most])
+    return (found >= max(1, np.ceil(RARE * count))).any(2)
 
 
 def _wound_sides(faces: np.ndarray, cut: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -191,11 +192,16 @@ def tear(animation: Animation, rest: np.ndarray, converged: np.ndarray, limit: f
     if not limit or not converged.any():
         return animation, nothing
     rest = rest.astype(np.float64)
-    seen = (animation.vertices[row].astype(np.float64) for row in np.flatnonzero(converged))
-    cut = tearing.torn_faces(rest, animation.faces, seen, int(converged.sum()), limit)
+    rows = np.flatnonzero(converged)
+
+    def seen() -> Iterator[np.ndarray]:
+        return (animation.vertices[row].astype(np.float64) for row in rows)
+
+    cut = tearing.torn_faces(rest, animation.faces, seen(), len(rows), limit)
     if not cut.any():
         return animation, nothing
     kept, caps = tearing.without(rest, animation.faces, cut)
+    caps = caps[~tearing.stretched(rest, caps, seen(), len(rows), (limit,))[0]]  # a hole between parts that go on parting stays open
     used = np.unique(kept)
     spare = np.setdiff1d(animation.faces, used)
     place = np.arange(len(rest))

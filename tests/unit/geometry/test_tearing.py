@@ -76,3 +76,12 @@ def test_a_wound_that_runs_into_a_border_stays_open():
     cut = (vertices[faces][..., 0].min(1) >= 2) & (vertices[faces][..., 0].max(1) <= 3)
     kept, caps = tearing.without(vertices, faces, cut)
     assert len(kept) == len(faces) - 4 and len(caps) == 0
+
+
+def test_what_would_close_a_hole_may_itself_be_too_far_stretched(touching):
+    rest, faces = touching
+    left, right = int(rest[:, 0].argmin()), int(rest[:, 0].argmax())
+    near = [int(np.abs(rest - point).sum(1).argmin()) for point in ([-0.1, 0.2, 0], [0.1, 0.2, 0])]
+    across, within = [near[0], near[1], left], faces[(rest[faces][..., 0] > 0.3).all(1)][0]
+    found = tearing.stretched(rest, np.array([across, within, [right, *within[:2]]]), [rest, apart(rest, 1.5)], 2, (4.0, 20.0))
+    np.testing.assert_array_equal(found, [[True, False, False], [False, False, False]])
