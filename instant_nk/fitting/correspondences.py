@@ -16,6 +16,14 @@ from instant_nk.geometry.neighbours import NearestPoints
 from instant_nk.io.observation import Observation
 from instant_nk.kernels._threads import each
 
+ROOM = 1024  # an observation's points are padded to a multiple of it on a GPU
+FAR = 100.0  # scene units: where padding lies
+
+
+def evenly(count: int, wanted: int, device: torch.device) -> Tensor:
+    """`wanted` of `count` rows, evenly spread, i64; all when there are no more."""
+    return torch.linspace(0, count - 1, min(wanted, count), dtype=torch.float64).round().long().to(device)
+
 
 @dataclass
 class Target:
@@ -27,6 +35,8 @@ class Target:
         usable: False on the boundary of what was observed, bool [P].
         colour_scale: length that one unit of colour difference counts as in the joint search; 0: colours are ignored.
         normal_scale: the same for normals.
+        number: of points that were observed, f64 []; count: the same, known to the host. They come first; the rest, on a GPU, is padding far
+            away that is not usable, so that frames have the same shapes (`repeated.py`).
     """
 
     points: Tensor
@@ -36,7 +46,9 @@ class Target:
     usable: Tensor
     colour_scale: float
     normal_scale: float
+    number: Tensor
     index: NearestPoints
+    count: int = field(compare=False)
     trail: Trail = field(default_factory=lambda: Trail(), repr=False, compare=False)
 
     @staticmethod
@@ -52,22 +64,29 @@ class Target:
             raise NumericalError("registration: the observation holds values that are not finite. Re-run stage 'observation' or mend the given surface.")
         keep = np.random.default_rng(seed).permutation(len(observation.points))[:max_points]
 
-        def real(x: np.ndarray) -> Tensor:
-            return torch.as_tensor(x[keep].astype(np.float64), device=device)
+        padding = -len(keep) % ROOM if torch.device(device).type == "cuda" else 0
 
-        points, colours = real(observation.points), real(observation.colours)
-        usable = torch.as_tensor(~observation.boundary[keep], device=device)
-        normals = real(observation.normals)
+        def put(x: np.ndarray, beyond: float = 0.0) -> Tensor:
+            return torch.as_tensor(np.pad(x[keep], [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=beyond), device=device)
+
+        points, normals, colours = (put(x.astype(np.float64), b) for x, b in ((observation.points, FAR), (observation.normals, 0), (observation.colours, 0)))
         joint = NearestPoints(torch.cat([points, colour_scale * colours, normal_scale * normals], 1))
-        return Target(points, normals, colours, real(observation.confidence), usable, colour_scale, normal_scale, joint)
+        confidence, usable = put(observation.confidence.astype(np.float64)), put(~observation.boundary, False)
+        return Target(points, normals, colours, confidence, usable, colour_scale, normal_scale, _number(keep, device), joint, len(keep))
+
+    def evenly(self, count: int) -> Tensor:
+        """Indices of `count` of the observed points, evenly drawn; of all when there are no more."""
+        return evenly(self.count, count, self.points.device)
 
     def thinned(self, count: int) -> Target:
         """At most `count` of the points, evenly drawn."""
         if len(self.points) <= count:
             return self
-        keep = torch.linspace(0, len(self.points) - 1, count, dtype=torch.float64).round().long().to(self.points.device)
+        keep = self.evenly(count)
         parts = (self.points, self.normals, self.colours, self.confidence, self.usable)
-        return Target(*(x[keep] for x in parts), self.colour_scale, self.normal_scale, NearestPoints(self.index.reference[keep]))
+        return Target(
+            *(x[keep] for x in parts), self.colour_scale, self.normal_scale, _number(keep, keep.device), NearestPoints(self.index.reference[keep]), len(keep)
+        )
 
     def features(self, points: Tensor, normals: Tensor, colours: Tensor) -> Tensor:
         """Coordinates [N, 9] in which the search for the closest compatible point runs."""
@@ -75,6 +94,10 @@ class Target:
             there, facing, shade = arrays(points, normals, colours)
             return torch.from_numpy(np.concatenate([there, self.colour_scale * shade, self.normal_scale * facing], 1))
         return torch.cat([points, self.colour_scale * colours, self.normal_scale * normals], 1)
+
+
+def _number(rows: np.ndarray | Tensor, device: str | torch.device) -> Tensor:
+    return torch.tensor(len(rows), dtype=torch.float64, device=device)
 
 
 @dataclass(frozen=True)
@@ -96,10 +119,15 @@ class Matches:
 
     def median(self, values: Tensor) -> Tensor:
         """Median of a value per pair over those that count, []; not a number where none does."""
-        if self.kept is None:
-            return values.median()
-        middle = (self.kept.sum() - 1).clamp_min(0) // 2
-        return torch.where(self.kept, values, math.nan).sort().values.gather(0, middle[None])[0]
+        return median_of(values, self.kept)
+
+
+def median_of(values: Tensor, kept: Tensor | None) -> Tensor:
+    """Median [] of those values [Q] that are kept, bool [Q] (None: all), without asking how many there are; not a number where there is none."""
+    if kept is None:
+        return values.median() if len(values) else values.new_tensor(math.nan)
+    middle = (kept.sum() - 1).clamp_min(0) // 2
+    return torch.where(kept, values, math.nan).sort().values.gather(0, middle[None])[0]
 
 
 def closest_both_ways(
@@ -122,7 +150,7 @@ def closest_both_ways(
     back = NearestPoints(joint).query(target.index.reference)[1][:, 0]
     pairs.append((back, torch.arange(len(target.points), device=points.device)))
     sources, targets, weights, kept = [], [], [], []
-    balance = len(points) / max(len(target.points), 1)  # both directions weigh the same whatever the numbers of points
+    balance = len(points) / target.number  # both directions weigh the same whatever the numbers of points
     for (s, t), share in zip(pairs, (1.0, balance)):
         near = (points[s] - target.points[t]).norm(dim=-1) <= max_distance
         keep = near & ((normals[s] * target.normals[t]).sum(-1) >= min_cosine) & target.usable[t]

@@ -361,6 +361,12 @@ class Evidence:
         self.hessian.index_add_(0, index, scaled[:, :, None] * rows[:, None, :])
         self.gradient.index_add_(0, index, scaled * residual[:, None])
 
+    def add_everywhere(self, rows: Tensor, residual: Tensor, weight: Tensor) -> None:
+        """`add_directions` of K residuals for every point: rows [K, N, 3], residual and weight [K, N]."""
+        scaled = weight[..., None] * rows
+        self.hessian.add_((scaled[..., :, None] * rows[..., None, :]).sum(0))
+        self.gradient.add_((scaled * residual[..., None]).sum(0))
+
     def add_positions(self, index: Tensor, difference: Tensor, weight: Tensor) -> None:
         """Add `weight |difference + d|^2 / 2` for points `index`; difference [Q, 3] is live position minus wanted position."""
         if compiled(self.hessian):

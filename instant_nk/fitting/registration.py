@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, planes, point_areas, pull, soft_displacement
+from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, evenly, planes, point_areas, pull, soft_displacement
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, wholeness
-from instant_nk.fitting.image_evidence import Appearance, FrameImages, Shell, Views, add_colours, add_silhouettes, look
+from instant_nk.fitting.frame_images import FrameImages, Views
+from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colours, add_silhouettes, look
 from instant_nk.fitting.repeated import repeat
 from instant_nk.fitting.rigid_alignment import align, misfit
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
@@ -91,47 +93,47 @@ def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, p
     return evidence
 
 
-def _evenly(count: int, wanted: int) -> Tensor:
-    """`wanted` of `count` rows, evenly spread; all when there are no more."""
-    return torch.linspace(0, count - 1, min(wanted, count), dtype=torch.float64).round().long()
-
-
 def assign_softly(body: Body, pose: Pose, target: Target, options: Options, spacing: float) -> Pose:
     """Coarse alignment by annealed optimal transport, which sees past the nearest surface: fast limbs and crossing legs.
 
     Args:
         spacing: the length in which the blur is measured (the fine graph's, on whichever level this runs).
     """
-    pick, there = (_evenly(len(x.points), options.soft_points).to(body.points.device) for x in (body, target))
+    pick, there = evenly(len(body.points), options.soft_points, body.points.device), target.evenly(options.soft_points)
     goal = Cloud(target.points[there], target.normals[there], target.colours[there], point_areas(target.points[there]))
-
-    def once(rotations: Tensor, translations: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        pose = Pose(rotations, translations)
-        live = body.warp(pose)[pick]
-        cloud = Cloud(live, body.warp_normals(pose)[pick], body.colours[pick], point_areas(live))
-        displacement, share = soft_displacement(cloud, goal, sigma * spacing)
-        evidence = Evidence.none(body)
-        evidence.add_positions(pick, -displacement, wholeness(body, pose)[pick] * share * (len(body.nodes) / len(pick)))
-        rigidity = options.soft_rigidity * (sigma / options.soft_end) ** 2
-        pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
-        return pose.rotations, pose.translations
-
     blurs = torch.logspace(math.log10(options.soft_start), math.log10(options.soft_end), options.soft_iterations).tolist()
-    return Pose(*repeat(once, (pose.rotations, pose.translations), [(sigma,) for sigma in blurs]))
+    given = replace(body, coarse=None), pick, goal, options, spacing
+    return Pose(*repeat(_assign_once, (pose.rotations, pose.translations), [(sigma,) for sigma in blurs], given))
+
+
+def _assign_once(
+    rotations: Tensor, translations: Tensor, sigma: float | Tensor, body: Body, pick: Tensor, goal: Cloud, options: Options, spacing: float
+) -> tuple[Tensor, Tensor]:
+    pose = Pose(rotations, translations)
+    live = body.warp(pose)[pick]
+    cloud = Cloud(live, body.warp_normals(pose)[pick], body.colours[pick], point_areas(live))
+    displacement, share = soft_displacement(cloud, goal, sigma * spacing)
+    evidence = Evidence.none(body)
+    evidence.add_positions(pick, -displacement, wholeness(body, pose)[pick] * share * (len(body.nodes) / len(pick)))
+    rigidity = options.soft_rigidity * (sigma / options.soft_end) ** 2
+    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
+    return pose.rotations, pose.translations
 
 
 def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float) -> Pose:
     """Closest points both ways while the rigidity weight falls from `start` to `end`."""
-
-    def once(rotations: Tensor, translations: Tensor, progress: float | Tensor, rigidity: float | Tensor) -> tuple[Tensor, Tensor]:
-        pose = Pose(rotations, translations)
-        evidence = surface_evidence(body, pose, target, options, progress)
-        pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
-        return pose.rotations, pose.translations
-
     progress = [i / max(iterations - 1, 1) for i in range(iterations)]
     rows = [(p, math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(p / 0.7, 1.0))) for p in progress]
-    return Pose(*repeat(once, (pose.rotations, pose.translations), rows))
+    return Pose(*repeat(_match_once, (pose.rotations, pose.translations), rows, (replace(body, coarse=None), target, options)))
+
+
+def _match_once(
+    rotations: Tensor, translations: Tensor, progress: float | Tensor, rigidity: float | Tensor, body: Body, target: Target, options: Options
+) -> tuple[Tensor, Tensor]:
+    pose = Pose(rotations, translations)
+    evidence = surface_evidence(body, pose, target, options, progress)
+    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
+    return pose.rotations, pose.translations
 
 
 def move_coarsely(body: Body, pose: Pose, target: Target, options: Options) -> Pose:
@@ -153,22 +155,35 @@ class Pictures:
     shell: Shell
     appearance: Appearance
 
+    def at(self, level: int) -> Pictures:
+        """These with one level of the pyramid alone."""
+        return replace(self, images=self.images.at(level), appearance=self.appearance.at(level))
+
 
 def refine_with_images(body: Body, pose: Pose, target: Target, pictures: Pictures, options: Options) -> Pose:
-    """Surface, colours and silhouettes together, from the coarsest pyramid level to the finest."""
-    sight = look(body, pictures.shell, pose, pictures.views)
+    """Surface, colours and silhouettes together, from the coarsest pyramid level to the finest; what is seen is looked up twice."""
     count = options.image_iterations
-    per_point = len(body.nodes) / len(body.points)
-    for i in range(count):
-        if i == count // 2:
-            sight = look(body, pictures.shell, pose, pictures.views)
-        level = max(0, options.image_level - i * (options.image_level + 1) // count)
-        evidence = surface_evidence(body, pose, target, options, 1.0)
-        exchange = (options.image_weight * options.intensity_length * body.spacing / 0.05) ** 2
-        add_colours(evidence, body, pose, pictures.views, sight, pictures.images, pictures.appearance, level, exchange * per_point)
-        add_silhouettes(evidence, body, pose, pictures.views, sight, pictures.images, options.silhouette_weight * per_point, 0.5 * body.spacing)
-        pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity, options.softening))
+    levels = [max(0, options.image_level - i * (options.image_level + 1) // count) for i in range(count)]
+    for half in (levels[: count // 2], levels[count // 2 :]):
+        sight = look(body, pictures.shell, pose, pictures.views) if half else None
+        for level, same in itertools.groupby(half):
+            at = pictures.at(level)
+            given = replace(body, coarse=None), target, at.views, sight, at.images, at.appearance, options
+            pose = Pose(*repeat(_refine_once, (pose.rotations, pose.translations), [()] * len(list(same)), given))
     return pose
+
+
+def _refine_once(
+    rotations: Tensor, translations: Tensor, body: Body, target: Target, views: Views, sight: Sight, images: FrameImages, appearance: Appearance,
+    options: Options,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    pose, per_point = Pose(rotations, translations), len(body.nodes) / len(body.points)
+    evidence = surface_evidence(body, pose, target, options, 1.0)
+    exchange = (options.image_weight * options.intensity_length * body.spacing / 0.05) ** 2
+    add_colours(evidence, body, pose, views, sight, images, appearance, 0, exchange * per_point)
+    add_silhouettes(evidence, body, pose, views, sight, images, options.silhouette_weight * per_point, 0.5 * body.spacing)
+    pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity, options.softening))
+    return pose.rotations, pose.translations
 
 
 def register_from(body: Body, starts: list[Pose], target: Target, options: Options, pictures: Pictures | None = None) -> Fit:

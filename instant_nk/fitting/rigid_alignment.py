@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Target, closest_both_ways, planes, welsch
+from instant_nk.fitting.correspondences import Target, closest_both_ways, evenly, planes, welsch
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.repeated import repeat
 from instant_nk.geometry.neighbours import NearestPoints
@@ -28,42 +28,45 @@ def misfit(points: Tensor, normals: Tensor, colours: Tensor, target: Target, sca
 
 def _surface(body: Body, pose: Pose) -> tuple[Tensor, Tensor, Tensor]:
     """A few live points with normals and colours."""
-    pick = torch.linspace(0, len(body.points) - 1, min(POINTS, len(body.points)), dtype=torch.float64).round().long().to(body.points.device)
+    pick = evenly(len(body.points), POINTS, body.points.device)
     return body.warp(pose)[pick], body.warp_normals(pose)[pick], body.colours[pick]
 
 
 def _iterate(points: Tensor, normals: Tensor, colours: Tensor, target: Target, spacing: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Rotation [3, 3] and translation [3] that bring the points onto the target."""
-    waits = not points.is_cuda  # a GPU goes on without being asked whether it has arrived, and then stays where it is
-
-    def once(turn: Tensor, shift: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if waits and not active:
-            return turn, shift, active
-        live, live_normals = points @ turn.T + shift, normals @ turn.T
-        matches = closest_both_ways(live, live_normals, colours, target, math.inf, 0.0, padded=not waits)
-        active = active & (len(matches.source) >= 12 if matches.kept is None else matches.kept.sum() >= 12)
-        if waits and not active:
-            return turn, shift, active
-        rows, residual = planes(live, live_normals, target, matches)
-        distance = (live[matches.source] - target.points[matches.target]).norm(dim=-1)
-        weight = matches.weight * welsch(distance, 2.0 * matches.median(distance) + 1e-9 * spacing)
-        if matches.kept is not None:
-            weight = torch.where(matches.kept, weight, 0.0)
-        centre = live.mean(0)
-        jacobian = torch.cat([torch.linalg.cross(live[matches.source] - centre, rows), rows], 1)
-        normal = jacobian.T @ (weight[:, None] * jacobian)
-        # A little damping: a ball may spin and a tube may slide without any resistance.
-        normal = normal + torch.diag(1e-3 * normal.diagonal() + 1e-12 * normal.diagonal().max() + 1e-300)
-        factor = torch.linalg.cholesky_ex(normal)[0]
-        twist = torch.cholesky_solve(-(jacobian.T @ (weight * residual))[:, None], factor)[:, 0]
-        omega = twist[:3] * (0.5 / twist[:3].norm().clamp_min(1e-12)).clamp_max(1.0)
-        step = so3_exp(omega)
-        moved = step @ (shift - centre) + centre + twist[3:]
-        small = (twist[3:].norm() < 1e-3 * spacing) & (omega.norm() < 1e-3)
-        return torch.where(active, step @ turn, turn), torch.where(active, moved, shift), active & ~small
-
     start = torch.eye(3, dtype=points.dtype, device=points.device), torch.zeros_like(points[0]), torch.ones((), dtype=torch.bool, device=points.device)
-    return repeat(once, start, [()] * iterations)[:2]
+    return repeat(_iterate_once, start, [()] * iterations, (points, normals, colours, target, spacing))[:2]
+
+
+def _iterate_once(
+    turn: Tensor, shift: Tensor, active: Tensor, points: Tensor, normals: Tensor, colours: Tensor, target: Target, spacing: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of `_iterate`; `active` says, on the device, whether it has yet to arrive."""
+    waits = not points.is_cuda  # a GPU goes on without being asked whether it has arrived, and then stays where it is
+    if waits and not active:
+        return turn, shift, active
+    live, live_normals = points @ turn.T + shift, normals @ turn.T
+    matches = closest_both_ways(live, live_normals, colours, target, math.inf, 0.0, padded=not waits)
+    active = active & (len(matches.source) >= 12 if matches.kept is None else matches.kept.sum() >= 12)
+    if waits and not active:
+        return turn, shift, active
+    rows, residual = planes(live, live_normals, target, matches)
+    distance = (live[matches.source] - target.points[matches.target]).norm(dim=-1)
+    weight = matches.weight * welsch(distance, 2.0 * matches.median(distance) + 1e-9 * spacing)
+    if matches.kept is not None:
+        weight = torch.where(matches.kept, weight, 0.0)
+    centre = live.mean(0)
+    jacobian = torch.cat([torch.linalg.cross(live[matches.source] - centre, rows), rows], 1)
+    normal = jacobian.T @ (weight[:, None] * jacobian)
+    # A little damping: a ball may spin and a tube may slide without any resistance.
+    normal = normal + torch.diag(1e-3 * normal.diagonal() + 1e-12 * normal.diagonal().max() + 1e-300)
+    factor = torch.linalg.cholesky_ex(normal)[0]
+    twist = torch.cholesky_solve(-(jacobian.T @ (weight * residual))[:, None], factor)[:, 0]
+    omega = twist[:3] * (0.5 / twist[:3].norm().clamp_min(1e-12)).clamp_max(1.0)
+    step = so3_exp(omega)
+    moved = step @ (shift - centre) + centre + twist[3:]
+    small = (twist[3:].norm() < 1e-3 * spacing) & (omega.norm() < 1e-3)
+    return torch.where(active, step @ turn, turn), torch.where(active, moved, shift), active & ~small
 
 
 def align(body: Body, pose: Pose, target: Target, iterations: int = 8) -> Pose:

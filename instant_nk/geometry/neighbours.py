@@ -6,26 +6,31 @@ confuses neighbours that are close to each other, and `torch.cdist` without the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 
 TILE = 1 << 26  # distances held at once on the GPU: 512 MiB
 
 
+@dataclass(eq=False)
 class NearestPoints:
     """An index over `reference` points that answers k-nearest queries.
 
-    Args:
+    Attributes:
         reference: [N, D]; D may be more than 3 (position joined with scaled colour).
     """
 
-    def __init__(self, reference: Tensor):
-        self.reference = reference
-        self.tree = None
-        if reference.device.type == "cpu":
+    reference: Tensor
+    tree: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.reference.device.type == "cpu":
             from scipy.spatial import cKDTree
 
-            self.tree = cKDTree(reference.numpy())
+            self.tree = cKDTree(self.reference.numpy())
 
     def query(self, points: Tensor, k: int = 1, bound: float = float("inf")) -> tuple[Tensor, Tensor]:
         """Distances and indices of the k nearest reference points, nearest first.

@@ -12,7 +12,7 @@ import torch
 
 from instant_nk import log
 from instant_nk.errors import ContractError, DataError
-from instant_nk.fitting import image_evidence, rig_motion
+from instant_nk.fitting import frame_images, image_evidence, repeated, rig_motion
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.lookahead import Lookahead
@@ -36,7 +36,10 @@ def run(job: Job) -> None:
     data, nodes = dataset.load(job.paths.manifest), graph.load(job.paths.graph)
     sources = {"solver": _solve, "ed_folder": _read_ed_folder, "rig": _follow_rig}
     header = artifact.make_header("motion", motion.FORMAT, "registration", job.config.registration, _inputs(job, data))
-    result = sources[job.config.registration.source](job, data, nodes, header)
+    try:
+        result = sources[job.config.registration.source](job, data, nodes, header)
+    finally:
+        repeated.forget()
     artifact.save_json(job.paths.registration / "motion.json", _metrics(result, nodes) | watch.numbers())
     motion.save(job.paths.motion, result, header)
     _partial(job).unlink(missing_ok=True)
@@ -188,13 +191,13 @@ class Sparingly:
 
 def _pictures(data: dataset.Dataset, nodes: graph.Graph, canonical: mesh.Mesh, body: Body, device: str) -> Callable[[int], Pictures]:
     """How to get the images of a frame, with the colours the surface had at the canonical frame."""
-    views = image_evidence.Views.from_dataset(data, MAX_VIEWS, MAX_SIDE, device)
+    views = frame_images.Views.from_dataset(data, MAX_VIEWS, MAX_SIDE, device)
     shell = image_evidence.Shell.from_mesh(nodes, canonical, device)
     rest = Pose.identity(body)
-    images = image_evidence.load_images(data, views, data.canonical_frame, device)
+    images = frame_images.load_images(data, views, data.canonical_frame, device)
     appearance = image_evidence.remember(body, image_evidence.look(body, shell, rest, views), views, images, rest)
     order = [frame for chain in chains(list(data.frames), data.canonical_frame) for frame in chain[1:]]
-    ahead = Lookahead(lambda frame: image_evidence.load_images(data, views, frame, device), order)
+    ahead = Lookahead(lambda frame: frame_images.load_images(data, views, frame, device), order)
     return lambda frame: Pictures(views, ahead(frame), shell, appearance)
 
 

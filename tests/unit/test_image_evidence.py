@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from instant_nk.fitting import image_evidence
+from instant_nk.fitting import correspondences, deformation_solver, image_evidence, registration
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, step
-from instant_nk.fitting.image_evidence import Shell, Views, add_colours, load_images, look, remember
+from instant_nk.fitting.frame_images import Views, load_images
+from instant_nk.fitting.image_evidence import Shell, add_colours, look, remember
 from instant_nk.geometry.rasterize import interpolate, rasterize
 from instant_nk.geometry.rotations import so3_exp
 from instant_nk.models import deformation_graph
-from tests.unit.shapes import mesh_of, sphere
+from tests.unit.shapes import mesh_of, observed, sphere
+from tests.unit.test_solver_loops import Questions
 
 SIDE, ANGLE = 120, 0.06  # pixels; radians that the ball has turned by
 K = torch.tensor([[1.6 * SIDE, 0, SIDE / 2], [0, 1.6 * SIDE, SIDE / 2], [0, 0, 1.0]], dtype=torch.float64)
@@ -121,6 +124,52 @@ def test_where_an_image_cuts_the_subject_off_is_no_silhouette(scene, window):
     views = Views(scene.views.index, scene.views.w2c, scene.views.K, [window] * 4, [1] * 4)
     evidence, pictures = silhouettes_at(scene, views, window)
     assert float(evidence.gradient.norm(dim=-1).max()) < 0.1 * scene.body.spacing  # the pose is the true one
-    assert len(pictures.outline) > 100
-    middle = (pictures.outline - torch.tensor([SIDE / 2, SIDE / 2])).norm(dim=-1)
+    assert int(pictures.outlined.sum()) > 100
+    middle = (pictures.outline[pictures.outlined] - torch.tensor([SIDE / 2, SIDE / 2])).norm(dim=-1)
     assert float((middle - middle.median()).abs().max()) < 1.5  # on the ball's circle, none along the border
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_all_pairs_say_what_the_list_of_pairs_says(scene, noise):
+    """On a GPU every pair of a view and a point stays in its place."""
+    body, rest = scene.body, Pose.identity(scene.body)
+    first, live = images(scene, torch.eye(3, dtype=torch.float64)), images(scene, turned(), noise)
+    moved = Pose(rest.rotations, rest.translations + torch.tensor([0.04, 0.02, -0.03]))
+    told = []
+    for whole in (False, True):
+        sight = look(body, scene.shell, moved, scene.views, whole=whole)
+        assert whole == (len(sight.pairs.view) == 4 * len(body.points))
+        appearance = remember(body, look(body, scene.shell, rest, scene.views, whole=whole), scene.views, first, rest)
+        for part in ("colours", "silhouettes"):
+            evidence = Evidence.none(body)
+            if part == "colours":
+                typical = add_colours(evidence, body, moved, scene.views, sight, live.at(1), appearance.at(1), 0, 1.0)
+                told.append(typical.reshape(1))
+            else:
+                image_evidence.add_silhouettes(evidence, body, moved, scene.views, sight, live, 1.0, body.spacing)
+            assert float(evidence.hessian.norm()) > 0
+            told += [evidence.hessian, evidence.gradient]
+    for one, other in zip(told[: len(told) // 2], told[len(told) // 2 :]):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-7)
+
+
+def test_a_step_with_images_the_gpus_way_asks_the_device_nothing(scene, monkeypatch):
+    body, rest = scene.body, Pose.identity(scene.body)
+    body = dataclasses.replace(body, pattern=dataclasses.replace(body.pattern, plan=None))
+    first, live = images(scene, torch.eye(3, dtype=torch.float64)), images(scene, turned())
+    observation = observed(scene.mesh.vertices.astype(np.float64), scene.mesh.faces.astype(np.int64), scene.mesh.vertices.astype(np.float64), coloured=True)
+    target = correspondences.Target.from_observation(observation, 900, 0.1, 0.05)
+    sights = [look(body, scene.shell, rest, scene.views, whole=True) for _ in range(2)]
+    appearance = remember(body, sights[0], scene.views, first, rest)
+    for module in (correspondences, deformation_solver):
+        monkeypatch.setattr(module, "compiled", lambda tensor: False)
+    padded = correspondences.closest_both_ways
+    monkeypatch.setattr(registration, "closest_both_ways", lambda *given, **_: padded(*given, padded=True))
+    monkeypatch.setattr(registration, "look", lambda *_: sights[0])
+    pictures = registration.Pictures(scene.views, live, scene.shell, appearance)
+    given = (body, rest, target, pictures, registration.Options())
+    with Questions() as questions:
+        pose = registration.refine_with_images(*given)
+    assert not questions.asked
+    wrong, left = ((body.points @ turned().T - body.warp(p)).norm(dim=-1).mean() for p in (rest, pose))
+    assert left < 0.2 * wrong

@@ -261,7 +261,7 @@ def test_a_step_the_gpus_way_asks_the_device_nothing(monkeypatch):
         body.points[0, 0].item()
         assert len(questions.asked) == 1
         # Rows beyond the first are replays on a GPU; here every row runs, with its numbers as tensors.
-        monkeypatch.setattr(registration, "repeat", lambda work, state, rows: work(*state, *torch.tensor(rows, dtype=torch.float64)[1]))
+        monkeypatch.setattr(registration, "repeat", lambda work, state, rows, given: work(*state, *torch.tensor(rows, dtype=torch.float64)[1], *given))
         pose = registration.assign_softly(body, Pose.identity(body), target, registration.Options(), body.spacing)
         pose = registration.match_closely(body, pose, target, registration.Options(), 4, 1.0, 0.1)
     assert questions.asked == ["aten._local_scalar_dense.default"] and bool(pose.rotations.isfinite().all())
