@@ -71,5 +71,5 @@ class LiveFit(NeusFit):
 
     def run(self, partial: Path, header: dict[str, Any]) -> LiveField:
         """Train to the end, checkpointing to `partial` every `checkpoint_every` steps."""
-        self.finish(Interruptible(partial, self.checkpoint_every, header))
+        self.train(Interruptible(partial, self.checkpoint_every, header))
         return LiveField(self.sdf, self.colour, self.sharpness, self.occupied)

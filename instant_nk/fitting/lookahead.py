@@ -12,23 +12,23 @@ V = TypeVar("V")
 
 
 class Lookahead(Generic[K, V]):
-    """`make(key)`, where the key that follows in `order` is made by a thread as soon as one is asked for.
+    """`make(key)`, where the keys that follow in `order` are made by threads as soon as one is asked for.
 
-    At most one value waits. Keys may be asked for in any order; one that was not foreseen is made at once. An error of `make` is
+    At most `ahead` values wait. Keys may be asked for in any order; one that was not foreseen is made at once. An error of `make` is
     raised where its value is asked for.
     """
 
-    def __init__(self, make: Callable[[K], V], order: Sequence[K]):
+    def __init__(self, make: Callable[[K], V], order: Sequence[K], ahead: int = 1):
         self._make = make
-        self._next = dict(zip(order, order[1:]))
-        self._pool = ThreadPoolExecutor(1)
+        self._next = {key: list(order[i + 1 : i + 1 + ahead]) for i, key in enumerate(order)}
+        self._pool = ThreadPoolExecutor(ahead)
         self._waiting: dict[K, Future[V]] = {}
 
     def __call__(self, key: K) -> V:
         ready = self._waiting.pop(key, None)
-        value = self._make(key) if ready is None else ready.result()
-        self._waiting = {} if key not in self._next else {self._next[key]: self._pool.submit(self._make, self._next[key])}
-        return value
+        waiting = self._waiting
+        self._waiting = {other: waiting.get(other) or self._pool.submit(self._make, other) for other in self._next.get(key, [])}
+        return self._make(key) if ready is None else ready.result()
 
 
 def in_order(make: Callable[[K], V], keys: Sequence[K], threads: int) -> Iterator[V]:

@@ -67,12 +67,22 @@ def isosurface(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     from skimage.measure import marching_cubes
 
-    if not (values.min() < 0 < values.max()):
+    below = values < 0
+    if not below.any() or not (values > 0).any():
         raise NumericalError("the signed distance field has no zero crossing, so there is no surface to extract. Check masks and box with 'instant-nk check'.")
-    away = np.float32(CORNER_MARGIN * 2 / (values.shape[0] - 1))
+    part = tuple(_around(below.any(tuple(other for other in range(3) if other != axis))) for axis in range(3))
+    size, values = 2 / (values.shape[0] - 1), values[part]
+    away = np.float32(CORNER_MARGIN * size)
     apart = np.where(np.abs(values) < away, np.copysign(away, values), values)
     vertices, faces, _, _ = marching_cubes(apart, 0.0, gradient_direction="descent")
-    return (vertices * (2 / (values.shape[0] - 1)) - 1).astype(np.float32), faces.astype(np.int32)
+    first = np.array([s.start for s in part])
+    return ((vertices.astype(np.float64) + first) * size - 1).astype(np.float32), faces.astype(np.int32)
+
+
+def _around(inside: np.ndarray) -> slice:
+    """From before the first true value to after the last: outside of it nothing crosses zero, and most of the box is outside."""
+    rows = np.flatnonzero(inside)
+    return slice(max(int(rows[0]) - 1, 0), int(rows[-1]) + 2)
 
 
 def keep_components(vertices: np.ndarray, faces: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

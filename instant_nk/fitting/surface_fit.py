@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,9 +162,9 @@ class NeusFit(Trainer):
     def resumed(self, extra: dict[str, Tensor]) -> None:
         self.occupied.copy_(extra["occupied"])
 
-    def finish(self, state: Interruptible | None) -> None:
-        """Train to the end (see `Trainer.train`), then open all levels and find the surface's cells."""
-        self.train(state)
+    def training(self, state: Interruptible | None = None) -> Iterator[None]:
+        """See `Trainer.training`; at the end all levels are opened and the surface's cells found."""
+        yield from super().training(state)
         self.sdf.encoding.open_levels = self.config.spec.levels
         self.update_grid()
 
@@ -234,7 +234,11 @@ class SurfaceFit(NeusFit):
 
     def run(self, state: Interruptible | None = None) -> Surface:
         """Train to the end and return the surface."""
-        self.finish(state)
+        self.train(state)
+        return self.surface()
+
+    def surface(self) -> Surface:
+        """What was trained."""
         return Surface(self.sdf, self.colour, self.sharpness, self.occupied, self.history)
 
 

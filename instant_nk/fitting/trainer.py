@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +63,7 @@ class How:
 
 
 PLAIN = How()
+DONE = object()  # what a training that has ended yields
 
 
 class Trainer:
@@ -234,6 +235,11 @@ class Trainer:
         Raises:
             NumericalError: the loss is not finite.
         """
+        for _ in self.training(state):
+            pass
+
+    def training(self, state: Interruptible | None = None) -> Iterator[None]:
+        """`train`, step by step: between steps others may take theirs."""
         if state:
             self._resume(state)
         compile_side_by_side(self.rehearsals(), self.trained[0].device)
@@ -245,6 +251,7 @@ class Trainer:
                     self._note(seen, progress)
                 if state and self.done % state.every == 0 and self.done < self.steps:
                     self._keep(state)
+                yield
         self.run_step.forget()
         self.optimizer.clear()
         with torch.no_grad():
@@ -281,6 +288,29 @@ class Trainer:
             self.how.monitor.note(self.done, values | {"rays": self.rays})
             if self.how.monitor.due():
                 self.how.monitor.show(self.done, self.picture())
+
+
+def train_together(trainings: Sequence[Iterator[None]], device: torch.device) -> None:
+    """Take steps of several trainings in turn until all have ended, on a GPU each in a stream of its own: a step of a small one leaves most of it idle."""
+    if device.type != "cuda" or len(trainings) < 2:
+        for training in trainings:
+            for _ in training:
+                pass
+        return
+    here = torch.cuda.current_stream(device)
+    lanes = [(training, torch.cuda.Stream(device, priority=-1)) for training in trainings]
+    for _, stream in lanes:
+        stream.wait_stream(here)
+    going = lanes
+    while going:
+        still = []
+        for training, stream in going:
+            with torch.cuda.stream(stream):
+                if next(training, DONE) is not DONE:
+                    still.append((training, stream))
+        going = still
+    for _, stream in lanes:
+        here.wait_stream(stream)
 
 
 @contextmanager

@@ -32,21 +32,21 @@ def seen_by(dataset: Dataset, vertices: np.ndarray, faces: np.ndarray, device: s
     return np.stack(result)
 
 
-def observed_colours(dataset: Dataset, frame: int, vertices: np.ndarray, normals: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def observed_colours(dataset: Dataset, frame: int, vertices: np.ndarray, normals: np.ndarray, seen: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Mean colour [V, 3] that the cameras of `seen` [C, V] observe at each vertex, head-on views counting most; grey where none does."""
-    points, n = torch.from_numpy(vertices).float(), torch.from_numpy(normals).float()
+    points, n, sees = (torch.from_numpy(x).to(device) for x in (vertices.astype(np.float32), normals.astype(np.float32), seen))
     poses = torch.from_numpy(spaces.transform_poses(dataset.scene_from_world, dataset.cameras.c2w)).float()
-    total, weights = torch.zeros(len(points), 3), torch.zeros(len(points))
+    total, weights = torch.zeros_like(points), torch.zeros_like(points[:, 0])
     for c in range(len(dataset.cameras)):
         if not seen[c].any():
             continue
-        pixels, _ = project(points, torch.linalg.inv(poses[c]), torch.from_numpy(dataset.cameras.K[c]).float())
-        colour, alpha = sample_image(torch.from_numpy(dataset.image(c, frame)), pixels)
-        towards = torch.nn.functional.normalize(poses[c, :3, 3] - points, dim=-1)
-        weight = torch.from_numpy(seen[c]) * (towards * n).sum(-1).clamp_min(0) ** 2 * (alpha > 0.9)
+        pixels, _ = project(points, torch.linalg.inv(poses[c]).to(device), torch.from_numpy(dataset.cameras.K[c]).float().to(device))
+        colour, alpha = sample_image(torch.from_numpy(dataset.image(c, frame)).to(device), pixels)
+        towards = torch.nn.functional.normalize(poses[c, :3, 3].to(device) - points, dim=-1)
+        weight = sees[c] * (towards * n).sum(-1).clamp_min(0) ** 2 * (alpha > 0.9)
         total += colour * weight[:, None]
         weights += weight
-    return torch.where(weights[:, None] > 1e-3, total / weights.clamp_min(1e-3)[:, None], torch.full((3,), 0.5)).numpy()
+    return torch.where(weights[:, None] > 1e-3, total / weights.clamp_min(1e-3)[:, None], 0.5).cpu().numpy()
 
 
 def sample_image(rgba: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +54,6 @@ def sample_image(rgba: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     height, width = rgba.shape[:2]
     image = rgba.float() / 255
     premultiplied = torch.cat([image[..., :3] * image[..., 3:], image[..., 3:]], -1).permute(2, 0, 1)[None]
-    grid = (pixels / torch.tensor([width, height], dtype=torch.float32) * 2 - 1)[None, None]
+    grid = (pixels / pixels.new_tensor([width, height]) * 2 - 1)[None, None]
     values = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)[0, :, 0].T
     return values[:, :3] / values[:, 3:].clamp_min(1e-6), values[:, 3]

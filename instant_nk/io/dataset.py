@@ -12,6 +12,7 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
+from PIL import Image
 
 from instant_nk.errors import ContractError, DataError
 from instant_nk.geometry import spaces
@@ -139,7 +140,8 @@ class Dataset:
 
 def _read_rgba(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
-        image = iio.imread(path)
+        with Image.open(path) as file:  # imageio looks for plugins that are not installed at every image, one thread at a time
+            image = np.array(file)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: the image cannot be read ({error}). It was readable when stage 'dataset' ran; restore it or re-run that stage.") from None
     if image.shape != (size[1], size[0], 4) or image.dtype != np.uint8:

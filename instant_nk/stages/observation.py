@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from instant_nk.fitting import meshing
 from instant_nk.fitting.lookahead import Lookahead
 from instant_nk.fitting.rays import PixelSource
 from instant_nk.fitting.surface_fit import Surface, SurfaceFit, SurfaceFitConfig
-from instant_nk.fitting.trainer import How, wants_mixed, wants_recording
+from instant_nk.fitting.trainer import How, train_together, wants_mixed, wants_recording
 from instant_nk.fitting.visibility import observed_colours, seen_by
 from instant_nk.geometry import spaces
 from instant_nk.geometry import surface as surfaces
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 LEVELS, FEATURES, BASE, HIDDEN = 6, 4, 12, 32  # of the quick surface: its config says only how long and how fine
 LEARNING_RATE, EIKONAL_WEIGHT, INV_STD = 2e-2, 0.05, 256.0  # twice the canonical step size and a sharp start: a few hundred steps have to carve the hull
 KEEP_COMPONENTS = 0.01
+TOGETHER = 4  # frames trained side by side on a GPU
 LONGEST_EDGE = 0.05  # scene units, of given meshes: about a node's distance to its neighbours
 DEPTH_EDGE = 0.02  # scene units: a larger step in depth between neighbouring pixels is an occlusion, not a surface,
 STEEPEST = 3.0  # unless it is less than as many pixels are wide there
@@ -65,21 +67,29 @@ def run(job: Job) -> None:
         with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
             finish(frame, rest)
 
-    # What is done with a frame's surface is done while the next one trains, one frame behind, and on a GPU in a stream of its own: in the
-    # training's, each number it reads would wait for a dozen steps.
-    stream = torch.cuda.Stream(priority=-1) if job.device == "cuda" else None  # of another pool than those that recordings are made on
-    with ThreadPoolExecutor(1) as background:
+    # What is done with frames' surfaces is done while the next ones train, and on a GPU in a stream of its own: in the training's, each number
+    # it reads would wait for a dozen steps.
+    side, progress = together(job), log.Progress(f"observation {job.part}", len(frames), logger)
+    with ThreadPoolExecutor(side) as background:
         behind: list[Future[None]] = []
-        for frame in log.progress(frames, f"observation {job.part}", logger):
-            rest = begin(frame)
+        for group in (frames[i : i + side] for i in range(0, len(frames), side)):
+            rests = begin(group)
             while behind:
                 behind.pop().result()
-            if stream:
-                stream.wait_stream(torch.cuda.current_stream())
-            behind.append(background.submit(beside, frame, rest, stream))
+            for frame, rest in zip(group, rests):
+                stream = torch.cuda.Stream(priority=-1) if job.device == "cuda" else None  # of another pool than those that recordings are made on
+                if stream:
+                    stream.wait_stream(torch.cuda.current_stream())
+                behind.append(background.submit(beside, frame, rest, stream))
+            progress.update(min(frames.index(group[-1]) + 1, len(frames)))
         for last in behind:
             last.result()
-    artifact.save_json(job.paths.observation_batch(job.part), {**measure.numbers(), "frames": metrics})
+    artifact.save_json(job.paths.observation_batch(job.part), {**measure.numbers(), "frames": {str(frame): metrics[str(frame)] for frame in frames}})
+
+
+def together(job: Job) -> int:
+    """Frames that are trained, or read, side by side: on a CPU one training takes all there is."""
+    return TOGETHER if wants_recording(job) else 1
 
 
 def forget_others(job: Job) -> None:
@@ -92,26 +102,30 @@ def forget_others(job: Job) -> None:
 
 
 class NeuralProvider:
-    """A quick neural surface started from the frame's own visual hull. `provider(frame)` trains it and returns how to extract the observation."""
+    """A quick neural surface started from the frame's own visual hull. `provider(frames)` trains some and returns how to extract their observations."""
 
     def __init__(self, job: Job, dataset: Dataset, frames: list[int]):
         self.job, self.dataset, self.config = job, dataset, job.config.observation
-        self.start = Lookahead(self.prepare, frames)
+        self.start = Lookahead(self.prepare, frames, together(job))
         self.how = How(wants_mixed(job.config.runtime.mixed_precision, job.device), None, wants_recording(job))
 
     def prepare(self, frame: int) -> tuple[PixelSource, np.ndarray, np.ndarray]:
-        """Pixels, hull and distance to it: what the CPU does for a frame before the training, beside the training of the one before."""
+        """Pixels, hull and distance to it: what the CPU does for a frame before the training, beside the training of those before."""
         hull = self.dataset.hull(frame)
         return PixelSource(self.dataset, [frame], self.config.max_pixels, self.job.device), hull, hull_distance(hull)
 
-    def __call__(self, frame: int) -> Callable[[], tuple[Observation, dict]]:
+    def __call__(self, frames: list[int]) -> list[Callable[[], tuple[Observation, dict]]]:
+        fits = [self.fit(frame) for frame in frames]
+        train_together([fit.training() for fit in fits], torch.device(self.job.device))
+        return [functools.partial(self.extract, frame, fit.surface()) for frame, fit in zip(frames, fits)]
+
+    def fit(self, frame: int) -> SurfaceFit:
+        """A frame's training, not begun."""
         c, job = self.config, self.job
         spec = HashSpec.geometric(LEVELS, FEATURES, c.log2_table_size, BASE, c.finest_resolution)
         pixels, hull, distance = self.start(frame)
         fit_config = SurfaceFitConfig(c.steps, c.samples_per_step, spec, HIDDEN, hull.shape[0], LEARNING_RATE, EIKONAL_WEIGHT, c.mask_weight, INV_STD)
-        fit = SurfaceFit(fit_config, pixels, hull, job.device, job.config.runtime.seed + frame, f"frame {frame}", how=self.how, distance=distance)
-        surface = fit.run()
-        return lambda: self.extract(frame, surface)
+        return SurfaceFit(fit_config, pixels, hull, job.device, job.config.runtime.seed + frame, f"frame {frame}", how=self.how, distance=distance)
 
     def extract(self, frame: int, surface: Surface) -> tuple[Observation, dict]:
         """Oriented points of a trained surface, and what the training ended at."""
@@ -156,7 +170,13 @@ def _from_mesh(dataset: Dataset, frame: int, vertices: np.ndarray, faces: np.nda
     boundary[surfaces.boundary_vertices(vertices, faces)] = True
     confidence = (0.1 + 0.9 * np.minimum(n_views, 3) / 3).astype(np.float32)
     return Observation(
-        vertices, normals.astype(np.float32), observed_colours(dataset, frame, vertices, normals, seen).astype(np.float32), confidence, n_views, boundary, faces
+        vertices,
+        normals.astype(np.float32),
+        observed_colours(dataset, frame, vertices, normals, seen, device).astype(np.float32),
+        confidence,
+        n_views,
+        boundary,
+        faces,
     )
 
 
@@ -216,11 +236,17 @@ def _depth_points(dataset: Dataset, camera: int, frame: int, pose: np.ndarray) -
     return spaces.transform_points(pose, local[inner]), n @ pose[:3, :3].T, rgba[inner][:, :3] / 255.0, edge.astype(float)
 
 
-Begin = Callable[[int], Callable[[], tuple[Observation, dict]]]
-"""Given a frame, does what must be done frame by frame, and returns the rest of the work, which may run beside the next frame."""
+Begin = Callable[[list[int]], list[Callable[[], tuple[Observation, dict]]]]
+"""Given some frames, does what must be done before the next ones, and returns the rest of the work for each, which may run beside that."""
+
+
+def _each(observe: Callable[[Job, Dataset, int], tuple[Observation, dict]]) -> Callable[[Job, Dataset, list[int]], Begin]:
+    """A provider that has nothing to do before the next frames."""
+    return lambda job, dataset, _: lambda frames: [functools.partial(observe, job, dataset, frame) for frame in frames]
+
 
 PROVIDERS: dict[str, Callable[[Job, Dataset, list[int]], Begin]] = {
     "neural": NeuralProvider,
-    "depth": lambda job, dataset, frames: lambda frame: lambda: observe_depth(job, dataset, frame),
-    "meshes": lambda job, dataset, frames: lambda frame: lambda: observe_meshes(job, dataset, frame),
+    "depth": _each(observe_depth),
+    "meshes": _each(observe_meshes),
 }

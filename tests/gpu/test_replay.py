@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
 
 from benchmarks import window_step
 from instant_nk.fitting.replay import Replay
-from instant_nk.fitting.trainer import How
+from instant_nk.fitting.trainer import How, train_together
 from instant_nk.fitting.window_fit import WindowFit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -87,3 +88,17 @@ def test_a_recorded_step_reaches_the_poses():
     before = fit.rig.turn.detach().clone()
     fit.step()
     assert fit.run_step.graph is not None and bool((fit.rig.turn != before).any()) and bool(fit.rig.turn.isfinite().all())
+
+
+def test_trainings_side_by_side_are_what_each_is_alone():
+    """Each in a stream of its own, both recorded there; rounding alone differs."""
+    alone, beside = ([window(True, seed) for seed in (0, 1)] for _ in range(2))
+    for fit in alone:
+        train_together([itertools.islice(fit.training(), 60)], torch.device("cuda"))
+    train_together([itertools.islice(fit.training(), 60) for fit in beside], torch.device("cuda"))
+    assert alone[0].history["loss"] != alone[1].history["loss"]
+    for one, other in zip(alone, beside):
+        assert one.done == other.done == 60 and other.run_step.recordings >= 1
+        assert other.history["loss"] == pytest.approx(one.history["loss"], rel=0.05)
+        for mine, theirs in zip(other.trained, one.trained):
+            assert (mine - theirs).abs().mean() < 0.1 * theirs.abs().mean() + 1e-5

@@ -16,7 +16,25 @@ def test_the_following_value_is_made_before_it_is_asked_for_and_each_only_once()
     assert ahead(3) == 30
     assert ahead(1) == 10
     assert ahead(2) == 20
-    assert made == [3, 1, 2]
+    assert sorted(made) == [1, 2, 3]
+
+
+def test_as_many_values_are_made_ahead_as_are_wanted():
+    made, lock = [], threading.Lock()
+
+    def make(key):
+        with lock:
+            made.append(key)
+        return key * 10
+
+    ahead = Lookahead(make, range(10), 3)
+    assert ahead(0) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(made) == [0, 1, 2, 3]
+    assert [ahead(key) for key in range(1, 10)] == [10 * key for key in range(1, 10)]
+    assert sorted(made) == list(range(10))
 
 
 def test_a_value_that_was_not_foreseen_is_made_at_once():
