@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from instant_nk.fitting.ray_samples import Room, Samples, find
 from instant_nk.fitting.rays import Batch, PixelSource
 from instant_nk.fitting.trainer import PLAIN, How, Interruptible, Trainer
 from instant_nk.kernels import ray_loss
-from instant_nk.kernels.ahead import Call
+from instant_nk.kernels.ahead import Call, compiling
 from instant_nk.kernels.hash_encoding import HashSpec
 from instant_nk.kernels.neus_opacity import opacities
 from instant_nk.models.colour_field import ColourField
@@ -71,6 +71,7 @@ class NeusFit(Trainer):
     """Training of signed distance, colour and sharpness by volume rendering; subclasses say of what, and at which frames.
 
     Args:
+        source: where rays come from, or what makes that, which is done while kernels are compiled.
         sdf: trained with its `encoding` and every other parameter; called by `distance` and `surface_at`.
         candidates: cells that may hold surface, bool [G, G, G], or [F, G, G, G] for the frames of the source.
         how: see `Trainer`.
@@ -80,7 +81,16 @@ class NeusFit(Trainer):
     ADVICE = "Lower the learning rate or check the images."
 
     def __init__(
-        self, config: SurfaceFitConfig, source: PixelSource, sdf: nn.Module, width: int, candidates: Tensor, device: str, seed: int, title: str, how: How
+        self,
+        config: SurfaceFitConfig,
+        source: PixelSource | Callable[[], PixelSource],
+        sdf: nn.Module,
+        width: int,
+        candidates: Tensor,
+        device: str,
+        seed: int,
+        title: str,
+        how: How,
     ):
         self.config, self.device, self.sdf, self.candidates = config, device, sdf, candidates
         self.colour = ColourField(width, config.hidden).to(device)
@@ -94,10 +104,15 @@ class NeusFit(Trainer):
         modules = nn.ModuleDict({"sdf": sdf, "colour": self.colour, "sharpness": self.sharpness})
         super().__init__(title, source, config.steps, config.samples_per_step, modules, groups, torch.Generator(device).manual_seed(seed), config.ema, how)
         self.occupied = torch.zeros_like(candidates)
+        with compiling(self.rehearsals(), self.trained[0].device, self.alike()):
+            self.source = source() if callable(source) else source
         self.update_grid()
 
     def rehearsals(self) -> list[Call]:
         return self.colour.rehearsals() + ray_samples.rehearsals(self.occupied.shape[-1], self.device, True)
+
+    def alike(self) -> Hashable:
+        return type(self), self.config, self.trained[0].device
 
     def distance(self, points: Tensor, frame: Tensor) -> Tensor:
         """Signed distance [N] at scene points [N, 3], at the source's frame indices [N]."""
@@ -188,7 +203,7 @@ class SurfaceFit(NeusFit):
     """Training state of one frame's surface; `step` advances it, `run` trains to the end.
 
     Args:
-        source: pixels of the frame.
+        source: pixels of the frame, or what reads them.
         hull: its visual hull, bool [R, R, R] over [-1, 1]^3.
         distance: `hull_distance` of the hull, where it is known already.
         given: a surface that is known already; then only colour and the SDF around it are learned.
@@ -198,7 +213,7 @@ class SurfaceFit(NeusFit):
     def __init__(
         self,
         config: SurfaceFitConfig,
-        source: PixelSource,
+        source: PixelSource | Callable[[], PixelSource],
         hull: np.ndarray,
         device: str,
         seed: int,

@@ -166,6 +166,10 @@ class Trainer:
         """What a step's kernels are compiled by ahead of the first step."""
         return []
 
+    def alike(self) -> Hashable:
+        """What trainings that launch the same kernels have in common; None: nothing is known of others."""
+        return None
+
     def extra(self) -> dict[str, Tensor]:
         """Tensors besides modules and moments that a resumed run needs."""
         return {}
@@ -242,7 +246,7 @@ class Trainer:
         """`train`, step by step: between steps others may take theirs."""
         if state:
             self._resume(state)
-        compile_side_by_side(self.rehearsals(), self.trained[0].device)
+        compile_side_by_side(self.rehearsals(), self.trained[0].device, self.alike())
         progress = Progress(self.title, self.steps, logger)
         with mixed_precision(self.modules, self.how.mixed):
             while self.done < self.steps:

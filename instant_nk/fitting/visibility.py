@@ -8,7 +8,7 @@ from torch import Tensor
 
 from instant_nk.geometry import spaces
 from instant_nk.geometry.cameras import project
-from instant_nk.geometry.rasterize import visible_vertices
+from instant_nk.geometry.rasterize import visible_in_views
 from instant_nk.io.dataset import Dataset
 
 MAX_SIDE = 256  # visibility is decided on images no larger than this; finer pixels change nothing at vertex scale
@@ -23,13 +23,10 @@ def seen_by(dataset: Dataset, vertices: np.ndarray, faces: np.ndarray, device: s
     """
     points, triangles = torch.from_numpy(vertices).float().to(device), torch.from_numpy(faces).to(device)
     w2c = torch.from_numpy(np.linalg.inv(spaces.transform_poses(dataset.scene_from_world, dataset.cameras.c2w)))
-    result = []
-    for c in range(len(dataset.cameras)):
-        width, height = (int(v) for v in dataset.cameras.sizes[c])
-        scale = min(1.0, MAX_SIDE / max(width, height))
-        K = torch.from_numpy(np.diag([scale, scale, 1.0]) @ dataset.cameras.K[c])
-        result.append(visible_vertices(points, triangles, w2c[c], K, (max(1, round(width * scale)), max(1, round(height * scale)))).cpu().numpy())
-    return np.stack(result)
+    scales = np.minimum(1.0, MAX_SIDE / dataset.cameras.sizes.max(1))
+    K = torch.from_numpy(np.stack([np.diag([s, s, 1.0]) for s in scales]) @ dataset.cameras.K)
+    sizes = [(max(1, round(float(w))), max(1, round(float(h)))) for w, h in dataset.cameras.sizes * scales[:, None]]
+    return visible_in_views(points, triangles, w2c, K, sizes).cpu().numpy()
 
 
 def observed_colours(dataset: Dataset, frame: int, vertices: np.ndarray, normals: np.ndarray, seen: np.ndarray, device: str = "cpu") -> np.ndarray:

@@ -8,12 +8,14 @@ negated edge values, so that a closed mesh has no cracks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 CANDIDATES_PER_CHUNK = 4_000_000  # pixel-triangle pairs tested at once: about 500 MB
+PAIRS_PER_CHUNK = 1 << 18  # pairs of a vertex and a view looked at at once: about 100 MB
 
 
 class Raster(NamedTuple):
@@ -86,30 +88,45 @@ def rasterize(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, size: tup
         face index, barycentric coordinates and depth per pixel, on the device of `vertices`. Of triangles at equal
         depth the one with the smallest index is seen.
     """
-    width, height = size
-    device = vertices.device
-    corners = project(vertices, w2c, K)[faces.to(device).long()]
-    kept, first, extent, edges = _candidates(corners, width, height)
+    corners = project(vertices, w2c, K)[faces.to(vertices.device).long()]
+    return _assemble(_nearest_faces(corners, 1, size)[0], corners)
 
-    none = len(faces)
-    inverse_depth = torch.zeros(height * width, dtype=torch.float64, device=device)
-    face_index = torch.full((height * width,), none, dtype=torch.int64, device=device)
+
+def face_maps(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, size: tuple[int, int]) -> Tensor:
+    """Index of the face that each pixel's centre sees in several views at once, i64 [C, H, W]; -1 where nothing is seen.
+
+    As `rasterize`, with w2c [C, 4, 4] and K [C, 3, 3]. One pass over all views keeps a GPU busy where a pass per view waits for launches.
+    """
+    triangles = faces.to(vertices.device).long()
+    return _nearest_faces(torch.cat([project(vertices, w, k)[triangles] for w, k in zip(w2c, K)]), len(w2c), size)
+
+
+def _nearest_faces(corners: Tensor, views: int, size: tuple[int, int]) -> Tensor:
+    """Face in front of each pixel, i64 [C, H, W], -1 where there is none; `corners` [C T, 3, 3] view by view."""
+    width, height = size
+    device, none = corners.device, len(corners) // views
+    kept, first, extent, edges = _candidates(corners, width, height)
+    inverse_depth = torch.zeros(views * height * width, dtype=torch.float64, device=device)
+    face_index = torch.full((views * height * width,), none, dtype=torch.int64, device=device)
     for start, stop in _chunks(extent.prod(1)):
         owner, pixel, b = _covered_pixels(first[start:stop], extent[start:stop], edges[start:stop], width)
+        face = kept[start:stop][owner]
+        if views > 1:
+            view = torch.div(face, none, rounding_mode="floor")
+            face, pixel = face - view * none, view * (height * width) + pixel
         value = b.sum(1)  # 1 / depth
         nearest = inverse_depth.scatter_reduce(0, pixel, value, "amax")
         face_index = torch.where(nearest > inverse_depth, none, face_index)  # something nearer was found: forget the face seen so far
         inverse_depth = nearest
         front = value == inverse_depth[pixel]
-        face_index = face_index.scatter_reduce(0, pixel[front], kept[start:stop][owner[front]], "amin")
-    face_index = torch.where(face_index == none, -1, face_index)
-    return _assemble(face_index.reshape(height, width), corners)
+        face_index = face_index.scatter_reduce(0, pixel[front], face[front], "amin")
+    return torch.where(face_index == none, -1, face_index).reshape(views, height, width)
 
 
 def depth_maps(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, size: tuple[int, int]) -> Tensor:
     """Depth of a mesh in several views at once, f64 [C, H, W]; 0 where nothing is seen.
 
-    As `rasterize`, with w2c [C, 4, 4] and K [C, 3, 3]. One pass over all views keeps a GPU busy where a pass per view waits for launches.
+    As `rasterize`, with w2c [C, 4, 4] and K [C, 3, 3], and in one pass as `face_maps`.
     """
     width, height = size
     triangles = faces.to(vertices.device).long()
@@ -182,24 +199,47 @@ def visible_vertices(
         tolerance: how far behind that plane a vertex still counts as seen, as a fraction of the diagonal of the mesh's box.
         raster: `rasterize` of the same arguments, where it is known already.
     """
-    width, height = size
-    faces = faces.to(vertices.device).long()
-    if not len(faces):
-        faces = faces.reshape(0, 3)
-    raster = raster or rasterize(vertices, faces, w2c, K, size)
-    face_index = raster.face_index.long()
+    raster = raster or rasterize(vertices, faces.reshape(-1, 3), w2c, K, size)
     p = project(vertices, w2c, K)
-    z = p[:, 2]
-    uv = p[:, :2] / torch.where(z > 0, z, 1.0)[:, None]
-    inside = (z > 0) & (uv >= 0).all(1) & (uv[:, 0] < width) & (uv[:, 1] < height)
-    column, row = uv[:, 0].clamp(0, width - 1).long(), uv[:, 1].clamp(0, height - 1).long()
+    return _visible(p[None], faces, raster.face_index.long()[None], torch.tensor([size], device=p.device), tolerance * _diagonal(vertices))[0]
+
+
+def visible_in_views(vertices: Tensor, faces: Tensor, w2c: Tensor, K: Tensor, sizes: Sequence[tuple[int, int]], tolerance: float = 1e-3) -> Tensor:
+    """`visible_vertices` of several views, w2c [C, 4, 4], K [C, 3, 3], (width, height) of each: bool [C, V]. As many at once as memory allows."""
+    at_once, parts = max(1, PAIRS_PER_CHUNK // max(len(vertices), 1)), []
+    for i in range(0, len(w2c), at_once):
+        some = slice(i, i + at_once)
+        limits = torch.tensor(sizes[some], device=vertices.device)
+        maps = face_maps(vertices, faces.reshape(-1, 3), w2c[some], K[some], tuple(max(side) for side in zip(*sizes[some])))
+        p = torch.stack([project(vertices, w, k) for w, k in zip(w2c[some], K[some])])
+        parts.append(_visible(p, faces, maps, limits, tolerance * _diagonal(vertices)))
+    return torch.cat(parts) if parts else torch.zeros(0, len(vertices), dtype=torch.bool, device=vertices.device)
+
+
+def _diagonal(vertices: Tensor) -> float:
+    return float((vertices.amax(0) - vertices.amin(0)).norm()) if len(vertices) else 0.0
+
+
+def _visible(p: Tensor, faces: Tensor, face_index: Tensor, limits: Tensor, margin: float) -> Tensor:
+    """Which vertices are seen, bool [C, V].
+
+    Args:
+        p: homogeneous pixel positions [C, V, 3].
+        face_index: [C, H, W].
+        limits: width and height of each view, i64 [C, 2].
+        margin: scene length behind a face's plane at which a vertex still counts as on it.
+    """
+    faces = faces.to(p.device).long().reshape(-1, 3)
+    z = p[..., 2]
+    uv = p[..., :2] / torch.where(z > 0, z, 1.0)[..., None]
+    inside = (z > 0) & ((uv >= 0) & (uv < limits[:, None])).all(-1)
+    column, row = torch.minimum(uv.clamp_min(0), limits[:, None] - 1.0).long().unbind(-1)
     shown = torch.nn.functional.pad(face_index, (1, 1, 1, 1), value=-1)
-    shown = torch.stack([shown[row + i, column + j] for i in range(3) for j in range(3)], 1)  # [V, 9], the middle one is the vertex's own pixel
+    view = torch.arange(len(p), device=p.device)[:, None]
+    shown = torch.stack([shown[view, row + i, column + j] for i in range(3) for j in range(3)], -1)  # [C, V, 9], the middle one is the vertex's own pixel
     corners = torch.cat([faces, faces.new_full((1, 3), -1)])[shown]  # face -1 is the appended row
-    own = (corners == torch.arange(len(vertices), device=vertices.device)[:, None, None]).any(2).any(1)
-    face = shown[:, 4]
-    e = _edge_functions(p[corners[:, 4].clamp_min(0)]).sum(1)
-    inverse_plane = e[:, 0] * uv[:, 0] + e[:, 1] * uv[:, 1] + e[:, 2]
-    margin = tolerance * float((vertices.amax(0) - vertices.amin(0)).norm())
+    own = (corners == torch.arange(p.shape[1], device=p.device)[:, None, None]).any(-1).any(-1)
+    e = _edge_functions(p[view[..., None], corners[:, :, 4].clamp_min(0)].flatten(0, 1)).sum(1).unflatten(0, z.shape)
+    inverse_plane = e[..., 0] * uv[..., 0] + e[..., 1] * uv[..., 1] + e[..., 2]
     in_front = z * inverse_plane <= 1 + margin * inverse_plane
-    return inside & ((face < 0) | own | in_front)
+    return inside & ((shown[..., 4] < 0) | own | in_front)

@@ -76,16 +76,23 @@ def compilation() -> Compilation | None:
     return getattr(_here, "compilation", None)
 
 
-def compile_side_by_side(calls: Sequence[Call], device: torch.device) -> None:
-    """Compile what the calls launch, all at the same time, then make each call; nothing where the kernels are not Triton's on a GPU."""
-    with compiling(calls, device):
+_done: set[Hashable] = set()  # keys of what this process has compiled
+
+
+def compile_side_by_side(calls: Sequence[Call], device: torch.device, key: Hashable = None) -> None:
+    """Compile what the calls launch, all at the same time, then make each call; nothing where the kernels are not Triton's on a GPU.
+
+    Args:
+        key: names the calls, device and all, if they may come again: then nothing is done.
+    """
+    with compiling(calls, device, key):
         pass
 
 
 @contextlib.contextmanager
-def compiling(calls: Sequence[Call], device: torch.device) -> Iterator[None]:
+def compiling(calls: Sequence[Call], device: torch.device, key: Hashable = None) -> Iterator[None]:
     """`compile_side_by_side`, beside what is done within; the calls are made on leaving."""
-    if device.type != "cuda" or _backend.describe(device.type) != "triton" or not calls:
+    if device.type != "cuda" or _backend.describe(device.type) != "triton" or not calls or (key is not None and key in _done):
         yield
         return
     start, compiled = time.perf_counter(), Compilation()
@@ -97,6 +104,7 @@ def compiling(calls: Sequence[Call], device: torch.device) -> Iterator[None]:
         compiled.wait()
     for call in calls:
         call()
+    _done.add(key)
     if (whole := time.perf_counter() - start) > WORTH_SAYING:
         seconds = compiled.seconds
         slowest = max(seconds, key=seconds.get, default="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 
@@ -33,8 +34,7 @@ def run(job: Job) -> None:
     measure = log.measure()
     config, dataset = job.config.canonical, dataset_io.load(job.paths.manifest)
     frame = dataset.canonical_frame
-    source = PixelSource(dataset, [frame], config.max_pixels, job.device, torch.get_num_threads())
-    logger.info("canonical %s", log.fields(frame=frame, cameras=len(dataset.cameras), pixels=len(source)))
+    source = functools.partial(PixelSource, dataset, [frame], config.max_pixels, job.device, torch.get_num_threads())
     given, inputs = None, {"dataset": artifact.file_hash(job.paths.manifest)}
     if config.mesh:
         given = split_long_edges(*given_mesh.load(Path(config.mesh), "canonical.mesh", dataset, frame))
@@ -45,6 +45,7 @@ def run(job: Job) -> None:
     how = how_of(job, job.paths.canonical_field, "canonical")
     points = oriented_points(given, job.device) if given else None
     fit = SurfaceFit(fit_config(job), source, hull, job.device, job.config.runtime.seed, "canonical", points, how)
+    logger.info("canonical %s", log.fields(frame=frame, cameras=len(dataset.cameras), pixels=len(fit.source)))
     surface = fit.run(Interruptible(partial, CHECKPOINT_EVERY, header))
     mesh = coloured(given, surface) if given else extract(surface, config.isosurface_resolution, config.keep_components, config.target_faces)
     save_field(job.paths.canonical_field, surface, header)

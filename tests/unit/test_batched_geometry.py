@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from instant_nk.geometry import rasterize as rasterizer
 from instant_nk.geometry.neighbours import NearestPoints, nearest_by_tiles
-from instant_nk.geometry.rasterize import depth_maps, rasterize
+from instant_nk.geometry.rasterize import depth_maps, face_maps, rasterize, visible_in_views, visible_vertices
 
 
 @pytest.fixture
@@ -34,6 +35,36 @@ def test_depth_of_all_views_is_that_of_each_view(scene):
     assert (together > 0).float().mean() > 0.1
     for c in range(3):
         assert torch.allclose(together[c].float(), rasterize(vertices, faces, w2c[c], K[c], (32, 24)).depth, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [40, 4_000_000])
+def test_faces_of_all_views_are_those_of_each_view(scene, monkeypatch, chunk):
+    monkeypatch.setattr(rasterizer, "CANDIDATES_PER_CHUNK", chunk)
+    vertices, faces, w2c, K = scene
+    together = face_maps(vertices, faces, w2c, K, (32, 24))
+    for c in range(3):
+        assert torch.equal(together[c], rasterize(vertices, faces, w2c[c], K[c], (32, 24)).face_index.long())
+    assert face_maps(vertices, faces[:0], w2c, K, (32, 24)).eq(-1).all()
+
+
+@pytest.mark.parametrize("pairs", [1, 1 << 18])
+def test_vertices_seen_in_all_views_are_those_seen_in_each(scene, monkeypatch, pairs):
+    monkeypatch.setattr(rasterizer, "PAIRS_PER_CHUNK", pairs)
+    vertices, faces, w2c, K = scene
+    together = visible_in_views(vertices, faces, w2c, K, [(32, 24)] * 3)
+    assert together.shape == (3, 60) and 0.1 < together.float().mean() < 0.9
+    for c in range(3):
+        assert torch.equal(together[c], visible_vertices(vertices, faces, w2c[c], K[c], (32, 24)))
+    assert visible_in_views(vertices, faces, w2c[:0], K[:0], []).shape == (0, 60)
+
+
+def test_a_view_of_another_size_ends_where_its_image_does(scene):
+    vertices, faces, w2c, K = scene
+    sizes = [(32, 24), (20, 14), (32, 24)]
+    together = visible_in_views(vertices, faces, w2c, K, sizes)
+    for c, size in enumerate(sizes):
+        alone = visible_vertices(vertices, faces, w2c[c], K[c], size)
+        assert (together[c] | ~alone).all() and (together[c] ^ alone).sum() <= 2  # at a border, a face of the pixel beyond may show a vertex
 
 
 @pytest.mark.parametrize("k", [1, 4])

@@ -89,7 +89,7 @@ def test_seeing_costs_no_more_with_larger_images(dataset, subject, monkeypatch):
     from instant_nk.fitting import visibility
 
     sizes = []
-    monkeypatch.setattr(visibility, "visible_vertices", lambda points, faces, w2c, K, size: sizes.append(size) or torch.zeros(len(points), dtype=torch.bool))
+    monkeypatch.setattr(visibility, "visible_in_views", lambda points, faces, w2c, K, size: sizes.extend(size) or torch.zeros(len(K), len(points)))
     monkeypatch.setattr(visibility, "MAX_SIDE", 20)
     seen_by(dataset, *subject[:2])
     assert set(sizes) == {(20, 16)}
