@@ -3,8 +3,8 @@
     python benchmarks/pipeline.py CAPTURE --preset fast --stages dataset,canonical,graph,observation,registration
     python benchmarks/scaling.py results/CAPTURE_fast --workers 1,2,4
 
-Trains all windows of a sequence whose registration is done, with as many processes at once as there are workers, each on a GPU of its own (on a
-machine without GPUs: one CPU thread each). A process takes the next span of windows when it is free, as the workflow's jobs do. Results go to a
+Trains all windows of a sequence whose registration is done, with as many processes at once as there are workers, each on a GPU of its own with four CPU
+threads (on a machine without GPUs: one thread each). A process takes the next span of windows when it is free, as the workflow's jobs do. Results go to a
 copy; the sequence is left as it is.
 """
 
@@ -26,12 +26,13 @@ from instant_nk import config as schema
 from instant_nk import entry, layout
 from instant_nk.io import dataset
 
+THREADS = 4  # CPU threads of a job on a GPU, as in profiles/local-gpu
 RULE = "import sys; from instant_nk import entry; sys.exit(entry.rule('field'))"
 
 
 def train(paths: layout.Paths, values: dict, windows: list[str], device: int | None) -> None:
     """One job: some windows in one process."""
-    runtime = {"results": str(paths.root.parent), "device": "cpu" if device is None else "cuda", "threads": 1 if device is None else None}
+    runtime = {"results": str(paths.root.parent), "device": "cpu" if device is None else "cuda", "threads": 1 if device is None else THREADS}
     done = paths.field_span(layout.part_name(layout.part_frames(windows[0])[0], layout.part_frames(windows[-1])[1]))
     command = [
         sys.executable, "-c", RULE, "--sequence", paths.root.name, "--config", json.dumps(values), "--runtime", json.dumps(runtime),

@@ -17,7 +17,7 @@ STAGE_VERSION = {
     "canonical": 3,
     "graph": 2,
     "observation": 4,
-    "registration": 5,
+    "registration": 6,
     "field": 4,
     "mesh": 3,
     "report": 2,

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, evenly, planes, point_areas, pull, soft_displacement
-from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, wholeness
+from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, strains, wholeness
 from instant_nk.fitting.frame_images import FrameImages, Views
 from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colours, add_silhouettes, look
 from instant_nk.fitting.repeated import repeat
 from instant_nk.fitting.rigid_alignment import align, misfit
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
+TORN = 3.0  # strain of an edge between parts that have come apart: four times its length, as `mesh.tear_at` has it
+MUCH_BETTER = 0.05  # of the disagreement: edges that give way at once always agree a little better, by sliding
 LOST_COVERAGE = 0.75  # share of observed points that must be explained
 BRIDGE = 0.5 * LONG_RANGE_WEIGHT  # links weaker than this, relative to the strongest, only tie components together
 LOST_RIGIDITY = 1.2  # mean edge error, in spacings, at which the surface is crumpled rather than bent
@@ -28,9 +30,9 @@ class Options:
 
     Attributes:
         iterations: Gauss-Newton iterations per frame.
-        rigidity: weight of rigidity against data at the end of the annealing.
-        rigidity_start: factor on it at the beginning.
-        softening: strain beyond which an edge's rigidity gives way.
+        rigidity: weight of rigidity against data at the end of the annealing; rigidity_start, coarse_start: at the beginning.
+        softening: strain beyond which an edge's rigidity gives way in the end; firmness: times that at the beginning.
+        loose_start, loose_softening: the same for edges that give way at once, where parts come apart (`register_near`).
         max_distance: longest correspondence at the start.
         min_cosine: normal gate.
         tangential: weight of the sliding directions of a correspondence relative to its normal direction.
@@ -39,9 +41,12 @@ class Options:
 
     iterations: int = 8
     rigidity: float = 0.1
-    rigidity_start: float = 1.0
+    rigidity_start: float = 0.15
     coarse_start: float = 30.0
-    softening: float = 0.5
+    softening: float = 0.6
+    firmness: float = 8.0
+    loose_softening: float = 0.4
+    loose_start: float = 1.0
     max_distance: float = 4.0
     min_cosine: float = 0.3
     tangential: float = 0.05
@@ -57,7 +62,7 @@ class Options:
     image_iterations: int = 12
     image_level: int = 2
     image_weight: float = 1.0
-    intensity_length: float = 0.15
+    intensity_length: float = 0.3
     silhouette_weight: float = 1.0
 
 
@@ -120,19 +125,20 @@ def _assign_once(
     return pose.rotations, pose.translations
 
 
-def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float) -> Pose:
-    """Closest points both ways while the rigidity weight falls from `start` to `end`."""
+def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float, firmness: float = 1.0) -> Pose:
+    """Closest points both ways while the rigidity weight falls from `start` to `end`, and the strain that edges bear from `firmness` times `softening` to that."""
     progress = [i / max(iterations - 1, 1) for i in range(iterations)]
-    rows = [(p, math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(p / 0.7, 1.0))) for p in progress]
+    rows = [(p, start * (end / start) ** min(p / 0.7, 1.0), options.softening * firmness ** (1 - p)) for p in progress]
     return Pose(*repeat(_match_once, (pose.rotations, pose.translations), rows, (replace(body, coarse=None), target, options)))
 
 
 def _match_once(
-    rotations: Tensor, translations: Tensor, progress: float | Tensor, rigidity: float | Tensor, body: Body, target: Target, options: Options
-) -> tuple[Tensor, Tensor]:
+    rotations: Tensor, translations: Tensor, progress: float | Tensor, rigidity: float | Tensor, softening: float | Tensor, body: Body, target: Target,
+    options: Options,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     pose = Pose(rotations, translations)
     evidence = surface_evidence(body, pose, target, options, progress)
-    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
+    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, softening))
     return pose.rotations, pose.translations
 
 
@@ -197,12 +203,21 @@ def register_from(body: Body, starts: list[Pose], target: Target, options: Optio
 
 
 def register_near(body: Body, pose: Pose, target: Target, options: Options, pictures: Pictures | None = None) -> Fit:
-    """A fit in the neighbourhood of a pose: closest points, then images."""
+    """A fit in the neighbourhood of a pose: closest points, then images.
+
+    Edges that bear much strain at first draw back what wrong matches have stretched, before they give way; where that holds parts back that come off,
+    edges that give way at once agree much better with the observation, and are right.
+    """
     with torch.no_grad():
-        pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
+        fit = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity, options.firmness)
+        if options.firmness > 1:
+            soft = replace(options, softening=options.loose_softening)
+            loose = match_closely(body, pose, target, soft, options.iterations, options.loose_start, options.rigidity)
+            held = 1.0 if bool((strains(body, pose) > TORN).any()) else 1 - MUCH_BETTER
+            fit = loose if disagreement(body, loose, target) < held * disagreement(body, fit, target) else fit
         if pictures is not None and options.image_iterations:
-            pose = refine_with_images(body, pose, target, pictures, options)
-        return judge(body, orthonormal(pose), target)
+            fit = refine_with_images(body, fit, target, pictures, options)
+        return judge(body, orthonormal(fit), target)
 
 
 def best_of(body: Body, poses: list[Pose], target: Target) -> Pose:
