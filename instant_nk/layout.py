@@ -17,7 +17,7 @@ STAGE_VERSION = {
     "canonical": 3,
     "graph": 2,
     "observation": 4,
-    "registration": 6,
+    "registration": 5,
     "field": 4,
     "mesh": 3,
     "report": 2,

@@ -396,20 +396,16 @@ def rigidity_energy(body: Body, pose: Pose, weight: Tensor) -> Tensor:
     return 0.5 * (weight * (forward.square().sum(-1) + backward.square().sum(-1))).sum()
 
 
-def strains(body: Body, pose: Pose) -> Tensor:
-    """Error of each edge relative to its length at rest, root of the mean square of both ways, [E]."""
-    forward, backward = rigidity_errors(body, pose)
-    rest = (body.nodes[body.edge[:, 1]] - body.nodes[body.edge[:, 0]]).square().sum(-1).clamp_min(1e-20)
-    return (0.5 * (forward.square().sum(-1) + backward.square().sum(-1)) / rest).sqrt()
-
-
-def edge_weights(body: Body, pose: Pose, rigidity: float | Tensor, softening: float | Tensor) -> Tensor:
+def edge_weights(body: Body, pose: Pose, rigidity: float, softening: float) -> Tensor:
     """Weight of each edge's rigidity term: stiffness, relaxed (Geman-McClure) where the strain exceeds `softening`, so that joints bend."""
     if compiled(body.nodes):
         weight = np.empty(len(body.edge))
         loops().relaxed(*arrays(body.edge, body.nodes, pose.rotations, pose.translations, body.stiffness), rigidity, softening, weight)
         return torch.from_numpy(weight)
-    return rigidity * body.stiffness / (1 + (strains(body, pose) / softening).square()) ** 2
+    forward, backward = rigidity_errors(body, pose)
+    rest = (body.nodes[body.edge[:, 1]] - body.nodes[body.edge[:, 0]]).square().sum(-1).clamp_min(1e-20)
+    strain = 0.5 * (forward.square().sum(-1) + backward.square().sum(-1)) / rest
+    return rigidity * body.stiffness / (1 + strain / softening**2) ** 2
 
 
 def _normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,8 @@ LEAST_FACING = 0.2  # cosine between a point's normal and the direction to a cam
 RIM_FACING = 0.7  # most of that cosine for a point of the moved surface's outline
 LEAST_RIM = 3  # points of an outline in a view that are worth drawing
 DEAD_ZONE = 1.0  # pixels by which an outline may miss before it is pulled: masks are no finer than that, surfaces are
-USUAL_NOISE = 0.016  # intensity by which colours usually differ from the canonical frame's; where they differ more, colours weigh less,
-TRUST = (0.25, 1.0)  # by a factor on the residual between these: colours that agree better are those of a subject with little paint, not better measured
+USUAL_NOISE = 0.016  # intensity by which colours usually differ from the canonical frame's; a frame where they differ less weighs its colours more,
+TRUST = (0.25, 2.0)  # by a factor on the residual between these: what is left between colours that agree well is blur, not noise
 GAIN_RANGE = (0.6, 1.6)  # shading may change a point's brightness by no more
 
 

@@ -25,10 +25,6 @@ EMPTY_ITERATIONS = 10
 LEAST_COVERAGE = 0.6  # share of one surface that the other must explain: two partial views overlap by less than two frames of a whole subject
 
 
-# Two shapes that were one rarely come apart and are seldom strained before they are matched: firm edges, which serve clips, cost accuracy on SPARE's test1.
-OPTIONS = Options(rigidity_start=1.0, softening=0.5, firmness=1.0)
-
-
 @dataclass(frozen=True)
 class PairSettings:
     """What may be chosen; the defaults fit any size and unit.
@@ -49,7 +45,7 @@ class PairSettings:
     anchors: int = 6
     neighbours: int = 6
     max_points: int = 6000
-    options: Options = OPTIONS
+    options: Options = Options()
     colours: bool = True
     align: bool = True
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, evenly, planes, point_areas, pull, soft_displacement
-from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, strains, wholeness
+from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, wholeness
 from instant_nk.fitting.frame_images import FrameImages, Views
 from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colours, add_silhouettes, look
 from instant_nk.fitting.repeated import repeat
 from instant_nk.fitting.rigid_alignment import align, misfit
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
-TORN = 3.0  # strain of an edge between parts that have come apart: four times its length, as `mesh.tear_at` has it
-MUCH_BETTER = 0.05  # of the disagreement: edges that give way at once always agree a little better, by sliding
 LOST_COVERAGE = 0.75  # share of observed points that must be explained
 BRIDGE = 0.5 * LONG_RANGE_WEIGHT  # links weaker than this, relative to the strongest, only tie components together
 LOST_RIGIDITY = 1.2  # mean edge error, in spacings, at which the surface is crumpled rather than bent
@@ -30,9 +28,9 @@ class Options:
 
     Attributes:
         iterations: Gauss-Newton iterations per frame.
-        rigidity: weight of rigidity against data at the end of the annealing; rigidity_start, coarse_start: at the beginning.
-        softening: strain beyond which an edge's rigidity gives way in the end; firmness: times that at the beginning.
-        loose_start, loose_softening: the same for edges that give way at once, where parts come apart (`register_near`).
+        rigidity: weight of rigidity against data at the end of the annealing.
+        rigidity_start: factor on it at the beginning.
+        softening: strain beyond which an edge's rigidity gives way.
         max_distance: longest correspondence at the start.
         min_cosine: normal gate.
         tangential: weight of the sliding directions of a correspondence relative to its normal direction.
@@ -41,12 +39,9 @@ class Options:
 
     iterations: int = 8
     rigidity: float = 0.1
-    rigidity_start: float = 0.15
+    rigidity_start: float = 1.0
     coarse_start: float = 30.0
-    softening: float = 0.6
-    firmness: float = 8.0
-    loose_softening: float = 0.4
-    loose_start: float = 1.0
+    softening: float = 0.5
     max_distance: float = 4.0
     min_cosine: float = 0.3
     tangential: float = 0.05
@@ -62,7 +57,7 @@ class Options:
     image_iterations: int = 12
     image_level: int = 2
     image_weight: float = 1.0
-    intensity_length: float = 0.3
+    intensity_length: float = 0.15
     silhouette_weight: float = 1.0
 
 
@@ -125,20 +120,19 @@ def _assign_once(
     return pose.rotations, pose.translations
 
 
-def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float, firmness: float = 1.0) -> Pose:
-    """Closest points both ways while the rigidity weight falls from `start` to `end`, and the strain that edges bear from `firmness` times `softening` to that."""
+def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float) -> Pose:
+    """Closest points both ways while the rigidity weight falls from `start` to `end`."""
     progress = [i / max(iterations - 1, 1) for i in range(iterations)]
-    rows = [(p, start * (end / start) ** min(p / 0.7, 1.0), options.softening * firmness ** (1 - p)) for p in progress]
+    rows = [(p, math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(p / 0.7, 1.0))) for p in progress]
     return Pose(*repeat(_match_once, (pose.rotations, pose.translations), rows, (replace(body, coarse=None), target, options)))
 
 
 def _match_once(
-    rotations: Tensor, translations: Tensor, progress: float | Tensor, rigidity: float | Tensor, softening: float | Tensor, body: Body, target: Target,
-    options: Options,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    rotations: Tensor, translations: Tensor, progress: float | Tensor, rigidity: float | Tensor, body: Body, target: Target, options: Options
+) -> tuple[Tensor, Tensor]:
     pose = Pose(rotations, translations)
     evidence = surface_evidence(body, pose, target, options, progress)
-    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, softening))
+    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
     return pose.rotations, pose.translations
 
 
@@ -203,21 +197,12 @@ def register_from(body: Body, starts: list[Pose], target: Target, options: Optio
 
 
 def register_near(body: Body, pose: Pose, target: Target, options: Options, pictures: Pictures | None = None) -> Fit:
-    """A fit in the neighbourhood of a pose: closest points, then images.
-
-    Edges that bear much strain at first draw back what wrong matches have stretched, before they give way; where that holds parts back that come off,
-    edges that give way at once agree much better with the observation, and are right.
-    """
+    """A fit in the neighbourhood of a pose: closest points, then images."""
     with torch.no_grad():
-        fit = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity, options.firmness)
-        if options.firmness > 1:
-            soft = replace(options, softening=options.loose_softening)
-            loose = match_closely(body, pose, target, soft, options.iterations, options.loose_start, options.rigidity)
-            held = 1.0 if bool((strains(body, pose) > TORN).any()) else 1 - MUCH_BETTER
-            fit = loose if disagreement(body, loose, target) < held * disagreement(body, fit, target) else fit
+        pose = match_closely(body, pose, target, options, options.iterations, options.rigidity_start, options.rigidity)
         if pictures is not None and options.image_iterations:
-            fit = refine_with_images(body, fit, target, pictures, options)
-        return judge(body, orthonormal(fit), target)
+            pose = refine_with_images(body, pose, target, pictures, options)
+        return judge(body, orthonormal(pose), target)
 
 
 def best_of(body: Body, poses: list[Pose], target: Target) -> Pose:
