@@ -81,7 +81,7 @@ def run(job: Job) -> None:
                 if stream:
                     stream.wait_stream(torch.cuda.current_stream())
                 behind.append(background.submit(beside, frame, rest, stream))
-            progress.update(min(frames.index(group[-1]) + 1, len(frames)))
+            progress.update(frames.index(group[-1]) + 1)
         for last in behind:
             last.result()
     artifact.save_json(job.paths.observation_batch(job.part), {**measure.numbers(), "frames": {str(frame): metrics[str(frame)] for frame in frames}})
@@ -169,15 +169,8 @@ def _from_mesh(dataset: Dataset, frame: int, vertices: np.ndarray, faces: np.nda
     boundary = np.zeros(len(vertices), bool)
     boundary[surfaces.boundary_vertices(vertices, faces)] = True
     confidence = (0.1 + 0.9 * np.minimum(n_views, 3) / 3).astype(np.float32)
-    return Observation(
-        vertices,
-        normals.astype(np.float32),
-        observed_colours(dataset, frame, vertices, normals, seen, device).astype(np.float32),
-        confidence,
-        n_views,
-        boundary,
-        faces,
-    )
+    colours = observed_colours(dataset, frame, vertices, normals, seen, device).astype(np.float32)
+    return Observation(vertices, normals.astype(np.float32), colours, confidence, n_views, boundary, faces)
 
 
 def observe_depth(job: Job, dataset: Dataset, frame: int) -> tuple[Observation, dict]:
