@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from instant_nk import config as schema
@@ -59,8 +60,10 @@ def measure(folder: Path, frames: int, cameras: int, options: argparse.Namespace
     paths, peaks = layout.paths_of(config), {}
     for stage in STAGES:
         parts = {"observation": layout.batches(used, config.observation.frames_per_job), "field": [window], "mesh": [window]}.get(stage, [None])
+        start = time.perf_counter()
         for part in parts:
             run(stage, values, part)
+        print(f"frames={frames} cameras={cameras}: {stage} took {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         found = [numbers_of(paths, stage, part) for part in parts]
         peaks[stage] = max(n["peak_host_mib"] for n in found)
         if found[0].get("peak_gpu_mib"):
