@@ -17,6 +17,7 @@ from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.lookahead import Lookahead
 from instant_nk.fitting.registration import Fit, Options, Pictures
+from instant_nk.fitting.registration_agreement import settle_sequence
 from instant_nk.fitting.registration_sequence import chains, register_sequence
 from instant_nk.io import artifact, dataset, ed_folder, graph, mesh, motion, observation
 from instant_nk.layout import Job
@@ -167,7 +168,9 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
     known = _resume(job, header, body)
     if given is not None:
         return _to_motion(rig_motion.refine(body, given, data.canonical_frame, observe, options, pictures, known, done))
-    return _to_motion(register_sequence(body, list(data.frames), data.canonical_frame, observe, options, pictures, known, done))
+    fits = register_sequence(body, list(data.frames), data.canonical_frame, observe, options, pictures, known, done)
+    agreeing = log.Progress("registration, frames in agreement", len(data.frames), logger)
+    return _to_motion(settle_sequence(body, fits, data.canonical_frame, observe, options, pictures, agreeing.update))
 
 
 class Sparingly:
