@@ -35,7 +35,7 @@ class Options:
         min_cosine: normal gate.
         tangential: weight of the sliding directions of a correspondence relative to its normal direction.
         colour: length one unit of colour difference counts as in the search.
-        settling_iterations, settling_level: iterations of `settle`, and the pyramid level of the images they begin with.
+        settling_iterations: iterations of `settle`.
     """
 
     iterations: int = 8
@@ -55,10 +55,9 @@ class Options:
     soft_rigidity: float = 0.1
     coarse_iterations: int = 8
     coarse_rigidity: float = 0.1
-    image_iterations: int = 8
+    image_iterations: int = 10
     image_level: int = 2
-    settling_iterations: int = 6
-    settling_level: int = 1
+    settling_iterations: int = 4
     image_weight: float = 1.0
     intensity_length: float = 0.15
     silhouette_weight: float = 1.0
@@ -178,53 +177,61 @@ class Guide:
 
 def refine_with_images(body: Body, pose: Pose, target: Target, pictures: Pictures, options: Options) -> Pose:
     """Surface, colours and silhouettes together, from the coarsest pyramid level to the finest; what is seen is looked up twice."""
-    levels = _descent(options.image_iterations, options.image_level)
-    half = len(levels) // 2
-    for part in (levels[:half], levels[half:]):
-        pose = _refine(body, pose, target, options, pictures, part, None)
-    return pose
-
-
-def _descent(count: int, highest: int) -> list[int]:
-    """A pyramid level for each of `count` iterations, from the highest to 0 in equal shares."""
-    return [max(0, highest - i * (highest + 1) // count) for i in range(count)]
-
-
-def _refine(
-    body: Body, pose: Pose, target: Target, options: Options, pictures: Pictures | None, levels: list[int], guide: Guide | None
-) -> Pose:  # fmt: skip
-    sight = look(body, pictures.shell, pose, pictures.views) if pictures and levels else None
-    for level, same in itertools.groupby(levels):
-        at = pictures.at(level) if pictures else None
-        seen = (at.views, sight, at.images, at.appearance) if at else None
-        given = replace(body, coarse=None), target, options, guide, seen
-        pose = Pose(*repeat(_refine_once, (pose.rotations, pose.translations), [()] * len(list(same)), given))
+    count = options.image_iterations
+    levels = [max(0, options.image_level - i * (options.image_level + 1) // count) for i in range(count)]
+    for half in (levels[: count // 2], levels[count // 2 :]):
+        sight = look(body, pictures.shell, pose, pictures.views) if half else None
+        for level, same in itertools.groupby(half):
+            at = pictures.at(level)
+            given = replace(body, coarse=None), target, at.views, sight, at.images, at.appearance, options
+            pose = Pose(*repeat(_refine_once, (pose.rotations, pose.translations), [()] * len(list(same)), given))
     return pose
 
 
 def _refine_once(
-    rotations: Tensor, translations: Tensor, body: Body, target: Target, options: Options, guide: Guide | None,
-    seen: tuple[Views, Sight, FrameImages, Appearance] | None,
+    rotations: Tensor, translations: Tensor, body: Body, target: Target, views: Views, sight: Sight, images: FrameImages, appearance: Appearance,
+    options: Options,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pose, per_point = Pose(rotations, translations), len(body.nodes) / len(body.points)
     evidence = surface_evidence(body, pose, target, options, 1.0)
-    if guide is not None:
-        everywhere = torch.arange(len(body.points), device=body.points.device)
-        evidence.add_positions(everywhere, body.warp(pose) - guide.positions, per_point * guide.weight * wholeness(body, pose))
-    if seen is not None:
-        views, sight, images, appearance = seen
-        exchange = (options.image_weight * options.intensity_length * body.spacing / 0.05) ** 2
-        add_colours(evidence, body, pose, views, sight, images, appearance, 0, exchange * per_point)
-        add_silhouettes(evidence, body, pose, views, sight, images, options.silhouette_weight * per_point, 0.5 * body.spacing)
+    exchange = (options.image_weight * options.intensity_length * body.spacing / 0.05) ** 2
+    add_colours(evidence, body, pose, views, sight, images, appearance, 0, exchange * per_point)
+    add_silhouettes(evidence, body, pose, views, sight, images, options.silhouette_weight * per_point, 0.5 * body.spacing)
     pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity, options.softening))
     return pose.rotations, pose.translations
 
 
-def settle(body: Body, pose: Pose, target: Target, guide: Guide, options: Options, pictures: Pictures | None = None) -> Fit:
-    """A fit near a pose that was found before, with what all frames together say of this one as evidence beside its own."""
+@dataclass(frozen=True)
+class Guide:
+    """Where the sequence as a whole wants the surface points of one frame.
+
+    Attributes:
+        positions: [N, 3].
+        weight: [N], 1: as much as an observation of the point.
+    """
+
+    positions: Tensor
+    weight: Tensor
+
+
+def settle(body: Body, pose: Pose, target: Target, guide: Guide, options: Options) -> Fit:
+    """A fit near a pose that was found before, between the surface observed and what all frames together say of this one.
+
+    Images are not asked again: what they said is in the pose, and nearly all of it in the guide.
+    """
     with torch.no_grad():
-        pose = _refine(body, pose, target, options, pictures, _descent(options.settling_iterations, options.settling_level), guide)
+        given = replace(body, coarse=None), target, guide, options
+        pose = Pose(*repeat(_settle_once, (pose.rotations, pose.translations), [()] * options.settling_iterations, given))
         return judge(body, orthonormal(pose), target)
+
+
+def _settle_once(rotations: Tensor, translations: Tensor, body: Body, target: Target, guide: Guide, options: Options) -> tuple[Tensor, Tensor]:
+    pose = Pose(rotations, translations)
+    evidence = surface_evidence(body, pose, target, options, 1.0)
+    weight = guide.weight * wholeness(body, pose) * (len(body.nodes) / len(body.points))
+    evidence.add_positions(torch.arange(len(body.points), device=weight.device), body.warp(pose) - guide.positions, weight)
+    pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity, options.softening))
+    return pose.rotations, pose.translations
 
 
 def register_from(body: Body, starts: list[Pose], target: Target, options: Options, pictures: Pictures | None = None) -> Fit:

@@ -13,7 +13,7 @@ import torch
 
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
-from instant_nk.fitting.registration import Fit, Guide, Options, Pictures, settle
+from instant_nk.fitting.registration import Fit, Guide, Options, settle
 from instant_nk.fitting.registration_sequence import chains
 from instant_nk.fitting.skinning_decomposition import decompose, follow
 
@@ -30,7 +30,6 @@ def settle_sequence(
     canonical_frame: int,
     observe: Callable[[int], Target],
     options: Options,
-    pictures: Callable[[int], Pictures] | None = None,
     done: Callable[[int], None] | None = None,
 ) -> dict[int, Fit]:
     """All frames once more, each drawn to where few rigid parts that move through all of them would have it.
@@ -47,7 +46,7 @@ def settle_sequence(
     settled = dict(fits)
     for count, (frame, guide) in enumerate(_guides(body, {frame: fits[frame].pose for frame in _outwards(good, canonical_frame)}), 1):
         if frame != canonical_frame:
-            fit = settle(body, fits[frame].pose, observe(frame), guide, options, pictures(frame) if pictures else None)
+            fit = settle(body, fits[frame].pose, observe(frame), guide, options)
             if fit.converged:
                 settled[frame] = fit
         if done:

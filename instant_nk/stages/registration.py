@@ -170,7 +170,7 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
         return _to_motion(rig_motion.refine(body, given, data.canonical_frame, observe, options, pictures, known, done))
     fits = register_sequence(body, list(data.frames), data.canonical_frame, observe, options, pictures, known, done)
     agreeing = log.Progress("registration, frames in agreement", len(data.frames), logger)
-    return _to_motion(settle_sequence(body, fits, data.canonical_frame, observe, options, pictures, agreeing.update))
+    return _to_motion(settle_sequence(body, fits, data.canonical_frame, observe, options, agreeing.update))
 
 
 class Sparingly:
