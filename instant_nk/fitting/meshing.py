@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -96,13 +97,17 @@ def keep_components(vertices: np.ndarray, faces: np.ndarray, share: float) -> tu
     return vertices[used], flat.reshape(-1, 3).astype(np.int32)
 
 
+_ONE_AT_A_TIME = threading.Lock()  # the library keeps the mesh it works on in a place that all threads share
+
+
 def decimate(vertices: np.ndarray, faces: np.ndarray, target_faces: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Quadric decimation to `target_faces`; returned as it is when it has fewer."""
+    """Quadric decimation to `target_faces`; returned as it is when it has fewer. Threads may call it at once."""
     if target_faces is None or len(faces) <= target_faces:
         return vertices, faces
     import fast_simplification
 
-    vertices, faces = fast_simplification.simplify(vertices, faces, target_reduction=1 - target_faces / len(faces))
+    with _ONE_AT_A_TIME:
+        vertices, faces = fast_simplification.simplify(vertices, faces, target_reduction=1 - target_faces / len(faces))
     return vertices.astype(np.float32), faces.astype(np.int32)
 
 

@@ -1,5 +1,7 @@
 """From a distance field to a mesh: spheres of the right radius, facing outwards, signs filled in, parts kept or dropped."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from instant_nk.fitting import meshing
 from instant_nk.geometry import surface
 from instant_nk.models.occupancy import cell_centres, near_surface
 from tests.unit.neural_fixtures import ball
+from tests.unit.shapes import sphere
 
 
 def shell(points):
@@ -151,3 +154,14 @@ def test_a_surface_through_the_grid_s_corners_makes_no_triangle_without_area(nea
         return areas.min() / np.median(areas)
 
     assert smallest(meshing.CORNER_MARGIN) > 1e-4 > smallest(0.0)
+
+
+def test_threads_that_decimate_at_once_do_not_meet():
+    """Four frames' surfaces are thinned side by side on a GPU; the library works in memory that all threads share."""
+    meshes = [sphere(radius, rings=120) for radius in (0.3, 0.4, 0.5, 0.6)]
+    alone = [meshing.decimate(*mesh, 2000) for mesh in meshes]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(8):
+            for (vertices, faces), (wanted, wanted_faces) in zip(pool.map(lambda mesh: meshing.decimate(*mesh, 2000), meshes), alone):
+                np.testing.assert_array_equal(vertices, wanted)
+                np.testing.assert_array_equal(faces, wanted_faces)
