@@ -49,7 +49,7 @@ def measure(folder: Path, frames: int, cameras: int, options: argparse.Namespace
     """Peak MiB by stage of one capture."""
     values = {
         "preset": options.preset, "sequence": "demo", "runtime.results": str(folder), "runtime.device": options.device, "synthetic.frames": frames,
-        "synthetic.cameras": cameras, "synthetic.image_size": options.image_size,
+        "synthetic.cameras": cameras, "synthetic.image_size": options.image_size, **dict(item.split("=", 1) for item in options.set),
     }  # fmt: skip
     config = schema.parse(values)
     synthetic.write(config, synthetic.capture_path(config))
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny", choices=list(schema.PRESETS))
     parser.add_argument("--provider", default="meshes", choices=("meshes", "neural"))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config keys, e.g. observation.frames_per_job=96: one process for all")
     options = parser.parse_args()
     frames, cameras = ([int(n) for n in text.split(",")] for text in (options.frames, options.cameras))
     for size in [(f, cameras[0]) for f in frames] + [(frames[0], c) for c in cameras[1:]]:
