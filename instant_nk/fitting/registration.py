@@ -162,19 +162,6 @@ class Pictures:
         return replace(self, images=self.images.at(level), appearance=self.appearance.at(level))
 
 
-@dataclass(frozen=True)
-class Guide:
-    """Where the sequence as a whole wants the surface points of one frame.
-
-    Attributes:
-        positions: [N, 3].
-        weight: [N], 1: as much as an observation of the point.
-    """
-
-    positions: Tensor
-    weight: Tensor
-
-
 def refine_with_images(body: Body, pose: Pose, target: Target, pictures: Pictures, options: Options) -> Pose:
     """Surface, colours and silhouettes together, from the coarsest pyramid level to the finest; what is seen is looked up twice."""
     count = options.image_iterations

@@ -7,7 +7,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,28 +63,54 @@ def run(job: Job) -> None:
         observation_io.save(job.paths.observation(frame), observation, header)
         metrics[str(frame)] = {"points": len(observation.points), **numbers}
 
-    def beside(frame: int, rest: Callable[[], tuple[Observation, dict]], stream: torch.cuda.Stream | None) -> None:
-        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
-            finish(frame, rest)
-
-    # What is done with frames' surfaces is done while the next ones train, and on a GPU in a stream of its own: in the training's, each number
-    # it reads would wait for a dozen steps.
+    # What is done with frames' surfaces is done while the next ones train.
     side, progress = together(job), log.Progress(f"observation {job.part}", len(frames), logger)
-    with ThreadPoolExecutor(side) as background:
-        behind: list[Future[None]] = []
+    with contextlib.ExitStack() as stack:
+        places = [stack.enter_context(Beside(job.device)) for _ in range(side)]
         for group in (frames[i : i + side] for i in range(0, len(frames), side)):
             rests = begin(group)
-            while behind:
-                behind.pop().result()
-            for frame, rest in zip(group, rests):
-                stream = torch.cuda.Stream(priority=-1) if job.device == "cuda" else None  # of another pool than those that recordings are made on
-                if stream:
-                    stream.wait_stream(torch.cuda.current_stream())
-                behind.append(background.submit(beside, frame, rest, stream))
+            for place in places:
+                place.wait()
+            for place, frame, rest in zip(places, group, rests):
+                place.start(functools.partial(finish, frame, rest))
             progress.update(frames.index(group[-1]) + 1)
-        for last in behind:
-            last.result()
+        for place in places:
+            place.wait()
     artifact.save_json(job.paths.observation_batch(job.part), {**measure.numbers(), "frames": {str(frame): metrics[str(frame)] for frame in frames}})
+
+
+class Beside:
+    """One thing at a time done beside the training: in a thread, and on a GPU in a stream of its own.
+
+    In the training's stream, each number that is read would wait for a dozen steps. Thread and stream stay the same for all frames, because cuBLAS
+    keeps 32 MiB for every pair of them that it has met.
+    """
+
+    def __init__(self, device: str):
+        self.thread, self.running = ThreadPoolExecutor(1), None
+        self.stream = torch.cuda.Stream(priority=-1) if device == "cuda" else None  # of another pool than those that recordings are made on
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin, after all that the current stream was given so far."""
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream())
+        self.running = self.thread.submit(self._run, work)
+
+    def wait(self) -> None:
+        """Return when nothing is running; an error of the work is raised here."""
+        running, self.running = self.running, None
+        if running:
+            running.result()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext():
+            work()
 
 
 def together(job: Job) -> int:

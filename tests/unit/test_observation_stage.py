@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -244,3 +245,31 @@ def test_a_slope_is_no_occlusion_however_few_pixels_show_it(body, tmp_path):
     inside = sum(int((data.image(camera, 0)[..., 3] > 127).sum()) for camera in range(len(data.cameras)))
     used = neural_fixtures.numbers(job.paths.observation_batch(job.part))["frames"]["0"]["depth_pixels"]
     assert used > 0.55 * inside  # the rest lies along outlines
+
+
+def test_frames_observed_side_by_side_are_those_observed_one_by_one(body, folder, monkeypatch):
+    """As on a GPU, where four frames are worked on at once; their meshes are thinned, in a library whose memory all threads share."""
+    given = {"provider": "meshes", "folder": str(body.capture / "gt"), "max_points": 300}
+    alone = body.variant(part="000000-000003", results=folder / "alone", observation=given)
+    observation.run(alone)
+    monkeypatch.setattr(observation, "together", lambda job: 3)
+    beside = body.variant(part="000000-000003", results=folder / "beside", observation=given)
+    observation.run(beside)
+    for frame in range(4):
+        one, other = (observations.load(job.paths.observation(frame)) for job in (alone, beside))
+        np.testing.assert_array_equal(one.points, other.points)
+        np.testing.assert_array_equal(one.colours, other.colours)
+
+
+def test_what_runs_beside_keeps_its_thread_and_tells_its_error():
+    seen = []
+    with observation.Beside("cpu") as place:
+        place.wait()
+        for _ in range(3):
+            place.start(lambda: seen.append(threading.get_ident()))
+            place.wait()
+        place.start(lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            place.wait()
+        place.wait()
+    assert len(set(seen)) == 1 and len(seen) == 3
