@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -302,7 +303,7 @@ def train_together(trainings: Sequence[Iterator[None]], device: torch.device) ->
                 pass
         return
     here = torch.cuda.current_stream(device)
-    lanes = [(training, torch.cuda.Stream(device, priority=-1)) for training in trainings]
+    lanes = [(training, _lane(device, i)) for i, training in enumerate(trainings)]
     for _, stream in lanes:
         stream.wait_stream(here)
     going = lanes
@@ -315,6 +316,12 @@ def train_together(trainings: Sequence[Iterator[None]], device: torch.device) ->
         going = still
     for _, stream in lanes:
         here.wait_stream(stream)
+
+
+@functools.cache
+def _lane(device: torch.device, number: int) -> torch.cuda.Stream:
+    """One stream for the process: what torch and cuBLAS keep for a stream serves the next trainings in it."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 @contextmanager
