@@ -14,6 +14,7 @@ from instant_nk.geometry import surface
 from instant_nk.models.occupancy import dilate
 
 CORNER_MARGIN = 0.02  # of a cell: how near the surface comes to a grid's corner
+_ONE_AT_A_TIME = threading.Lock()  # fast_simplification keeps the mesh it works on in a place that all threads share
 
 
 @torch.no_grad()
@@ -95,9 +96,6 @@ def keep_components(vertices: np.ndarray, faces: np.ndarray, share: float) -> tu
     faces = faces[(sizes >= share * sizes.max())[part]]
     used, flat = np.unique(faces, return_inverse=True)
     return vertices[used], flat.reshape(-1, 3).astype(np.int32)
-
-
-_ONE_AT_A_TIME = threading.Lock()  # the library keeps the mesh it works on in a place that all threads share
 
 
 def decimate(vertices: np.ndarray, faces: np.ndarray, target_faces: int | None) -> tuple[np.ndarray, np.ndarray]:

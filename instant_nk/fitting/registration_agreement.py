@@ -34,17 +34,18 @@ def settle_sequence(
 ) -> dict[int, Fit]:
     """All frames once more, each drawn to where few rigid parts that move through all of them would have it.
 
-    Frames that were not found stay as they are, and so does one that is worse off for it.
+    Frames that were not found stay as they are, and so does one whose new fit would not explain its observation.
 
     Args:
         fits: from `register_sequence`; the other arguments as there.
-        done: called with the number of frames that are through.
+        done: called with the number of frames that are through, those that stay among them.
     """
     good = sorted(frame for frame, fit in fits.items() if fit.converged or frame == canonical_frame)
     if len(good) < LEAST_FRAMES:
         return fits
     settled = dict(fits)
-    for count, (frame, guide) in enumerate(_guides(body, {frame: fits[frame].pose for frame in _outwards(good, canonical_frame)}), 1):
+    poses = {frame: fits[frame].pose for frame in _outwards(good, canonical_frame)}
+    for count, (frame, guide) in enumerate(_guides(body, poses), 1 + len(fits) - len(good)):
         if frame != canonical_frame:
             fit = settle(body, fits[frame].pose, observe(frame), guide, options)
             if fit.converged:

@@ -13,6 +13,9 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from instant_nk.geometry.rotations import project_to_so3
 
 BLENDED = 4  # bones that move one node, as in skinned models
 NODES_PER_BONE = 8
@@ -107,10 +110,7 @@ def _rigid(sums: _Sums, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rotation(matrix: np.ndarray) -> np.ndarray:
-    """The rotation nearest to each matrix [..., 3, 3], never a reflection."""
-    u, _, vt = np.linalg.svd(matrix)
-    u[..., 2] *= np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)[..., None]
-    return u @ vt
+    return project_to_so3(torch.from_numpy(matrix)).numpy()
 
 
 def _errors(sums: _Sums, turn: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -75,7 +75,9 @@ def test_settling_brings_disturbed_frames_closer_and_leaves_the_canonical_one(se
 def test_a_frame_that_was_not_found_stays_as_it_is(sequence):
     body, targets, fits = sequence
     lost = {**fits, 3: replace(fits[3], converged=False)}
-    settled = settle_sequence(body, lost, 0, targets.__getitem__, OPTIONS)
+    calls = []
+    settled = settle_sequence(body, lost, 0, targets.__getitem__, OPTIONS, done=calls.append)
+    assert calls[-1] == len(lost)
     assert settled[3] is lost[3] and settled[2] is not lost[2]
 
 
