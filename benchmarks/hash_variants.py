@@ -1,7 +1,7 @@
 """Variants of the hash encoding's kernels that were tried; docs/kernels.md says what was predicted and what was measured.
 
-Each experiment answers one question: how many lanes should share a point, is a two-float atomic worth its assembly, do runs of
-samples in one cell pay for being summed in registers first, does sorting help, what do the levels cost one by one, and which
+Each experiment answers one question: how many lanes should share a point, should hashed rows lie in blocks or in lines (each corner
+hashed by itself, as Müller et al. have it), is a two-float atomic worth its assembly, do runs of samples in one cell pay for being summed in registers first, does sorting help, what do the levels cost one by one, and which
 block shape is best. `scatter` and `gather` here are bare loops over the table, without the production kernels' extras.
 """
 
@@ -22,78 +22,88 @@ N = 1 << 20
 
 
 @triton.jit
-def _corner_row(dense, j0, k1, k2, k3, m1, m2, m3, corner: tl.constexpr, DIMS: tl.constexpr):
-    row = production._join(dense, j0, production._join(dense, k1 + m1 * (corner & 1), k2 + m2 * ((corner >> 1) & 1)))
-    if DIMS == 4:
-        row = production._join(dense, row, k3 + m3 * (corner >> 2))
-    return row
-
-
-@triton.jit
-def _corner_weight(f1, f2, f3, corner: tl.constexpr, DIMS: tl.constexpr):
-    w = production._side(corner & 1, f1) * production._side((corner >> 1) & 1, f2)
-    if DIMS == 4:
-        w = w * production._side(corner >> 2, f3)
-    return w
-
-
-@triton.jit
-def _cells(x, n, live, entry, DIMS: tl.constexpr):
+def _parts(x, n, live, entry, DIMS: tl.constexpr, BLOCKS: tl.constexpr):
+    """First row and kind of the level; per axis what the near and the far corner add to the row, and the fraction in the cell."""
     p0, p1, p2, p3 = production._position(x, n, live, DIMS)
-    return production._cells(p0, p1, p2, p3, entry, DIMS)
+    offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
+    alone = dense | (not BLOCKS)  # a corner hashed by itself adds its index times a prime, as it adds its index times a stride where all are stored
+    n0, f0, r0, c0 = production._cell(p0, 0, entry, alone, DIMS)
+    n1, f1, r1, c1 = production._cell(p1, 1, entry, alone, DIMS)
+    n2, f2, r2, c2 = production._cell(p2, 2, entry, alone, DIMS)
+    n3, f3, r3 = n2 * 0, f2 * 0, r2 * 0.0
+    if DIMS == 4:
+        n3, f3, r3, c3 = production._cell(p3, 3, entry, alone, DIMS)
+    return offset, dense, n0, f0, r0, n1, f1, r1, n2, f2, r2, n3, f3, r3
+
+
+@triton.jit
+def _step(dense, row, weight, bit, near, far, fraction):
+    """Row and weight with one axis more, on its near (0) or far (1) side."""
+    return production._join(dense, row, tl.where(bit != 0, far, near)), weight * tl.where(bit != 0, fraction, 1.0 - fraction)
+
+
+@triton.jit
+def _corner(x, n, live, entry, b0, b1, b2, b3, DIMS: tl.constexpr, BLOCKS: tl.constexpr, MASK: tl.constexpr):
+    """Row and weight of one corner of each lane's cell; what corners share is computed once, as the compiler sees."""
+    offset, dense, n0, f0, r0, n1, f1, r1, n2, f2, r2, n3, f3, r3 = _parts(x, n, live, entry, DIMS, BLOCKS)
+    row, w = _step(dense, n0 * 0, r0 * 0.0 + 1.0, b0, n0, f0, r0)
+    row, w = _step(dense, row, w, b1, n1, f1, r1)
+    row, w = _step(dense, row, w, b2, n2, f2, r2)
+    if DIMS == 4:
+        row, w = _step(dense, row, w, b3, n3, f3, r3)
+    return (row & MASK).to(tl.int32) + offset, w
 
 
 @triton.jit
 def _scatter_kernel(
-    x, layout, grad, out, n_points, DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, MODE: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr
-):
-    """MODE: one = one lane a point; four = four lanes (side, channel), scalar atomics; store = plain stores; none = no memory; half = half2 atomics."""
+    x, layout, grad, out, n_points,
+    DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, MODE: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """MODE: one = one lane a point; pair = two lanes, along x; square = four lanes, across x and y; four = four lanes (side, channel) with scalar
+    atomics; and as pair: scalar = scalar atomics, half = half2 atomics, store = plain stores, none = no memory.
+    """
     lane = tl.arange(0, SIZE)
-    LANES: tl.constexpr = 1 if MODE == "one" else 4 if MODE == "four" else 2
+    LANES: tl.constexpr = 1 if MODE == "one" else 4 if MODE == "four" or MODE == "square" else 2
     n = tl.program_id(0).to(tl.int64) * (SIZE // LANES) + lane // LANES
     live = n < n_points
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
         entry = layout + level * (2 * DIMS + 4)
-        offset, dense, j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(x, n, live, entry, DIMS)
         ga, gb = load_pair(grad, n * WIDTH + level * 2, live)
-        for corner in tl.static_range(1 << (DIMS - 1)):
-            w = _corner_weight(f1, f2, f3, corner, DIMS)
+        LANE_SIDES: tl.constexpr = 1 if MODE == "one" else 4 if MODE == "square" else 2
+        for corner in tl.static_range((1 << DIMS) // LANE_SIDES):
             if MODE == "one":
-                for side in tl.static_range(2):
-                    row = _corner_row(dense, j0 + side, k1, k2, k3, m1, m2, m3, corner, DIMS)
-                    v = w * production._side(side, f0)
-                    production._add_pair(out, ((row & MASK).to(tl.int32) + offset) * 2, v * ga, v * gb, live, True)
+                bits = lane * 0 + corner
+            elif MODE == "square":
+                bits = (lane & 3) + 4 * corner
             elif MODE == "four":
-                side = (lane >> 1) & 1
-                row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
-                v = w * tl.where(side == 0, 1.0 - f0, f0) * tl.where((lane & 1) == 0, ga, gb)
-                tl.atomic_add(out + ((row & MASK).to(tl.int32) + offset) * 2 + (lane & 1), v, mask=live, sem="relaxed")
+                bits = ((lane >> 1) & 1) + 2 * corner
             else:
-                side = lane & 1
-                row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
-                v = w * tl.where(side == 0, 1.0 - f0, f0)
-                index = ((row & MASK).to(tl.int32) + offset) * 2
-                if MODE == "pair":
-                    production._add_pair(out, index, v * ga, v * gb, live, True)
-                elif MODE == "scalar":
-                    production._add_pair(out, index, v * ga, v * gb, live, False)
-                elif MODE == "half":
-                    a = (v * ga).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-                    b = (v * gb).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) << 16
-                    tl.inline_asm_elementwise(
-                        "{.reg .pred p; setp.ne.b32 p, $3, 0; @p red.relaxed.gpu.global.add.noftz.f16x2 [$1], $2; mov.u32 $0, 0;}",
-                        "=r,l,r,r",
-                        [(out + index).to(tl.int64), a | b, live.to(tl.int32)],
-                        dtype=tl.int32,
-                        is_pure=False,
-                        pack=1,
-                    )
-                elif MODE == "store":
-                    bits = (v * ga).to(tl.int32, bitcast=True).to(tl.int64) << 32
-                    tl.store((out + index).to(tl.pointer_type(tl.int64)), bits | (v * gb).to(tl.int32, bitcast=True).to(tl.int64), mask=live)
-                else:
-                    tl.store(out + index, v * ga * gb, mask=live & (v * ga == 12345.678))
+                bits = (lane & 1) + 2 * corner
+            row, v = _corner(x, n, live, entry, bits & 1, bits & 2, bits & 4, bits & 8, DIMS, BLOCKS, MASK)
+            index = row * 2
+            if MODE == "one" or MODE == "pair" or MODE == "square":
+                production._add_pair(out, index, v * ga, v * gb, live, True)
+            elif MODE == "four":
+                tl.atomic_add(out + index + (lane & 1), v * tl.where((lane & 1) == 0, ga, gb), mask=live, sem="relaxed")
+            elif MODE == "scalar":
+                production._add_pair(out, index, v * ga, v * gb, live, False)
+            elif MODE == "half":
+                a = (v * ga).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+                b = (v * gb).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) << 16
+                tl.inline_asm_elementwise(
+                    "{.reg .pred p; setp.ne.b32 p, $3, 0; @p red.relaxed.gpu.global.add.noftz.f16x2 [$1], $2; mov.u32 $0, 0;}",
+                    "=r,l,r,r",
+                    [(out + index).to(tl.int64), a | b, live.to(tl.int32)],
+                    dtype=tl.int32,
+                    is_pure=False,
+                    pack=1,
+                )
+            elif MODE == "store":
+                bits = (v * ga).to(tl.int32, bitcast=True).to(tl.int64) << 32
+                tl.store((out + index).to(tl.pointer_type(tl.int64)), bits | (v * gb).to(tl.int32, bitcast=True).to(tl.int64), mask=live)
+            else:
+                tl.store(out + index, v * ga * gb, mask=live & (v * ga == 12345.678))
 
 
 @triton.jit
@@ -103,7 +113,6 @@ def _runs_kernel(
     """Two lanes serve RUN consecutive points; additions to one row in a row are summed in registers first."""
     lane = tl.arange(0, SIZE)
     first = (tl.program_id(0).to(tl.int64) * (SIZE // 2) + (lane >> 1)) * RUN
-    side = lane & 1
     CORNERS: tl.constexpr = 1 << (DIMS - 1)
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
@@ -111,14 +120,13 @@ def _runs_kernel(
         for corner in tl.static_range(CORNERS):
             held = tl.full([SIZE], -1, tl.int32)
             a, b = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
+            bits = (lane & 1) + 2 * corner
             for r in tl.static_range(RUN):
                 n = first + r
                 live = n < n_points
-                offset, dense, j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(x, n, live, entry, DIMS)
                 ga, gb = load_pair(grad, n * WIDTH + level * 2, live)
-                row = _corner_row(dense, j0 + side.to(tl.uint32), k1, k2, k3, m1, m2, m3, corner, DIMS)
-                index = (row & MASK).to(tl.int32) + offset
-                v = tl.where(live, _corner_weight(f1, f2, f3, corner, DIMS) * tl.where(side == 0, 1.0 - f0, f0), 0.0)
+                index, weight = _corner(x, n, live, entry, bits & 1, bits & 2, bits & 4, bits & 8, DIMS, True, MASK)
+                v = tl.where(live, weight, 0.0)
                 leave = index != held
                 production._add_pair(out, held * 2, a, b, leave & (held >= 0), True)
                 a, b = tl.where(leave, 0.0, a) + v * ga, tl.where(leave, 0.0, b) + v * gb
@@ -128,27 +136,24 @@ def _runs_kernel(
 
 @triton.jit
 def _gather_kernel(
-    x, layout, table, out, n_points, DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr
-):
-    """One or two lanes a point; the result is stored by channel, without regard for who stores it."""
+    x, layout, table, out, n_points,
+    DIMS: tl.constexpr, WIDTH: tl.constexpr, MASK: tl.constexpr, LANES: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """One, two or four lanes a point; the result is stored by channel, without regard for who stores it."""
     lane = tl.arange(0, SIZE)
     n = tl.program_id(0).to(tl.int64) * (SIZE // LANES) + lane // LANES
     live = n < n_points
     for i in range(LEVELS):
         level = tl.program_id(1) * LEVELS + i
         entry = layout + level * (2 * DIMS + 4)
-        offset, dense, j0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(x, n, live, entry, DIMS)
         ua, ub = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
-        for corner in tl.static_range(1 << (DIMS - 1)):
-            w = _corner_weight(f1, f2, f3, corner, DIMS)
-            for s in tl.static_range(2 // LANES):
-                side = (lane & 1) if LANES == 2 else s
-                row = _corner_row(dense, j0 + side, k1, k2, k3, m1, m2, m3, corner, DIMS)
-                v = w * tl.where(side == 0, 1.0 - f0, f0)
-                va, vb = load_pair(table, ((row & MASK).to(tl.int32) + offset) * 2, live)
-                ua += v * va
-                ub += v * vb
-        if LANES == 2:
+        for corner in tl.static_range((1 << DIMS) // LANES):
+            bits = lane % LANES + LANES * corner
+            row, v = _corner(x, n, live, entry, bits & 1, bits & 2, bits & 4, bits & 8, DIMS, BLOCKS, MASK)
+            va, vb = load_pair(table, row * 2, live)
+            ua += v * va
+            ub += v * vb
+        if LANES > 1:
             tl.store(out + n * WIDTH + level * 2 + (lane & 1), ua + ub, mask=live)
         else:
             tl.store(out + n * WIDTH + level * 2, ua, mask=live)
@@ -163,18 +168,18 @@ def _launch(kernel, x, spec: hash_encoding.HashSpec, values, out, lanes: float, 
     return out
 
 
-def scatter(x, grad, spec, mode: str, size: int = 256, levels: int = 4, warps: int = 4, out=None):
+def scatter(x, grad, spec, mode: str, size: int = 256, levels: int = 4, warps: int = 4, out=None, blocks: bool = True):
     dtype = torch.float16 if mode == "half" else torch.float32
     out = torch.zeros(spec.table_rows, 2, device=x.device, dtype=dtype) if out is None else out
-    return _launch(_scatter_kernel, x, spec, grad, out, {"one": 1, "four": 4}.get(mode, 2), size, levels, warps, MODE=mode)
+    return _launch(_scatter_kernel, x, spec, grad, out, {"one": 1, "four": 4, "square": 4}.get(mode, 2), size, levels, warps, MODE=mode, BLOCKS=blocks)
 
 
 def runs(x, grad, spec, run: int, size: int = 256, levels: int = 4, warps: int = 4):
     return _launch(_runs_kernel, x, spec, grad, torch.zeros(spec.table_rows, 2, device=x.device), 2 / run, size, levels, warps, RUN=run)
 
 
-def gather(x, table, spec, lanes: int, size: int = 256, levels: int = 4, warps: int = 4):
-    return _launch(_gather_kernel, x, spec, table, torch.empty(len(x), spec.width, device=x.device), lanes, size, levels, warps, LANES=lanes)
+def gather(x, table, spec, lanes: int, size: int = 256, levels: int = 4, warps: int = 4, blocks: bool = True):
+    return _launch(_gather_kernel, x, spec, table, torch.empty(len(x), spec.width, device=x.device), lanes, size, levels, warps, LANES=lanes, BLOCKS=blocks)
 
 
 def morton_order(x: torch.Tensor, bits: int = 9) -> torch.Tensor:
@@ -208,8 +213,15 @@ def experiment(table, spec: hash_encoding.HashSpec, x: torch.Tensor, shape: str)
             assert error < 1e-4, f"{name} {variant}: relative error {error:.1e}"
         table.add(name, variant, shape, "float32", N, call)
 
-    for mode in ("pair", "scalar", "one", "four", "half", "store", "none"):
-        add("scatter", mode, partial(scatter, x, grad, spec, mode), exact=mode in ("pair", "scalar", "one", "four"))
+    for mode in ("square", "pair", "scalar", "one", "four", "half", "store", "none"):
+        add("scatter", mode, partial(scatter, x, grad, spec, mode), exact=mode in ("square", "pair", "scalar", "one", "four"))
+    for mode in ("square", "pair", "half"):
+        add("scatter, rows in lines", mode, partial(scatter, x, grad, spec, mode, blocks=False))
+    for lanes, name in ((2, "2 lanes"), (4, "4 lanes")):
+        for values in (weights, weights.half()):
+            said = "half table" if values.dtype == torch.float16 else "float table"
+            add(f"gather, {said}", name, partial(gather, x, values, spec, lanes))
+            add(f"gather, {said}, rows in lines", name, partial(gather, x, values, spec, lanes, blocks=False))
     for run in (2, 4, 8):
         add("scatter runs", str(run), partial(runs, x, grad, spec, run), exact=True)
     for shape_of in ((1, 256, 4), (2, 256, 4), (8, 256, 4), (16, 256, 4), (4, 128, 4), (4, 512, 4), (4, 512, 8), (4, 64, 2), (4, 1024, 8)):

@@ -14,11 +14,11 @@ from instant_nk.errors import ConfigError, ContractError
 STAGE_VERSION = {
     "synthetic": 1,
     "dataset": 4,
-    "canonical": 3,
+    "canonical": 4,
     "graph": 2,
-    "observation": 5,
+    "observation": 6,
     "registration": 6,
-    "field": 4,
+    "field": 5,
     "mesh": 3,
     "report": 2,
 }

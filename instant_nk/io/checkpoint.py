@@ -13,7 +13,7 @@ from instant_nk.io import artifact
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+FORMAT = 2  # 2: hashed rows of a grid lie in blocks
 
 
 def save(path: Path, state: dict[str, torch.Tensor], header: dict[str, Any], description: dict[str, Any]) -> None:

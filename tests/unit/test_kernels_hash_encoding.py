@@ -28,10 +28,19 @@ def test_a_dense_level_interpolates_its_corners_with_x_fastest():
     assert hash_encoding.encode(middle, table, spec).item() == pytest.approx(16.5)
 
 
-def test_a_hashed_row_is_the_xor_of_the_corners_times_primes():
-    spec = HashSpec(3, 1, 4, ((40, 40, 40),))
-    rows, _, _ = reference.corners(torch.tensor([[3.5 / 40, 5.5 / 40, 7.5 / 40]]), spec, 0)
-    assert rows[0, 0] == (3 ^ (5 * 2654435761) ^ (7 * 805459861)) % 16
+def test_a_hashed_row_is_its_blocks_hash_and_its_place_in_the_block():
+    spec = HashSpec(3, 1, 10, ((40, 40, 40),))
+    rows, _, _ = reference.corners(torch.tensor([[3.5 / 40, 4.5 / 40, 7.5 / 40]]), spec, 0)
+    block = (1 ^ (2 * 2654435761) ^ (3 * 805459861)) % 128
+    assert rows[0, 0] == 8 * block + 1 + 0 + 4
+    assert rows[0, 2] == rows[0, 0] + 2  # one step along y, in the same block
+    assert rows[0, 1] == 8 * ((2 ^ (2 * 2654435761) ^ (3 * 805459861)) % 128) + 0 + 0 + 4  # one step along x, in the next
+
+
+def test_the_corners_of_a_block_lie_side_by_side():
+    spec = HashSpec(4, 1, 12, ((40, 40, 40, 20),))
+    rows, _, _ = reference.corners(torch.tensor([[4.5 / 40, 8.5 / 40, 20.5 / 40, 6.5 / 20]]), spec, 0)
+    assert rows[0, 0] % 16 == 0 and torch.equal(rows[0], rows[0, 0] + torch.arange(16))
 
 
 def test_a_constant_table_encodes_to_the_constant_with_no_slope():

@@ -18,7 +18,6 @@ from instant_nk.kernels._loop import loop
 from instant_nk.kernels._threads import each, over_rows
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
-P1, P2, P3 = PRIMES[1:]
 _compile = loop(fastmath=True, error_model="numpy")
 _inline = njit(fastmath=True, inline="always")
 
@@ -26,7 +25,8 @@ _inline = njit(fastmath=True, inline="always")
 @_inline
 def _cell(x, n, cells, offset, dense, mask, rows, axis, slope):
     """Rows of the corners; axis[d, b] and slope[d, b]: the factor of the weight and its derivative for corner bit b."""
-    i0 = i1 = i2 = i3 = 0
+    a0 = b0 = a1 = b1 = a2 = b2 = a3 = b3 = 0  # what either corner along an axis adds to the row
+    stride = 1
     for d in range(len(cells)):
         r = cells[d]
         p = x[n, d] * np.float32(r)
@@ -36,26 +36,30 @@ def _cell(x, n, cells, offset, dense, mask, rows, axis, slope):
         axis[d, 1] = f
         slope[d, 0] = -np.float32(r)
         slope[d, 1] = np.float32(r)
-        if d == 0:
-            i0 = i
-        elif d == 1:
-            i1 = i
-        elif d == 2:
-            i2 = i
-        else:
-            i3 = i
-    s1 = cells[0] + 1
-    s2 = s1 * (cells[1] + 1)
-    s3 = s2 * (cells[2] + 1)
-    for c in range(1 << len(cells)):
-        j0 = i0 + (c & 1)
-        j1 = i1 + ((c >> 1) & 1)
-        j2 = i2 + ((c >> 2) & 1)
-        j3 = i3 + ((c >> 3) & 1)
         if dense:
-            rows[c] = offset + j0 + j1 * s1 + j2 * s2 + j3 * s3
+            a = i * stride
+            b = a + stride
+            stride *= r + 1
         else:
-            rows[c] = offset + ((j0 ^ (j1 * P1) ^ (j2 * P2) ^ (j3 * P3)) & mask)
+            a = (((i >> 1) * PRIMES[d]) << len(cells)) + ((i & 1) << d)
+            b = ((((i + 1) >> 1) * PRIMES[d]) << len(cells)) + (((i + 1) & 1) << d)
+        if d == 0:
+            a0, b0 = a, b
+        elif d == 1:
+            a1, b1 = a, b
+        elif d == 2:
+            a2, b2 = a, b
+        else:
+            a3, b3 = a, b
+    for c in range(1 << len(cells)):
+        r0 = b0 if c & 1 else a0
+        r1 = b1 if c & 2 else a1
+        r2 = b2 if c & 4 else a2
+        r3 = b3 if c & 8 else a3
+        if dense:
+            rows[c] = offset + r0 + r1 + r2 + r3
+        else:
+            rows[c] = offset + ((r0 ^ r1 ^ r2 ^ r3) & mask)
 
 
 @_inline

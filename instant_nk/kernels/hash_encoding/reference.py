@@ -38,10 +38,11 @@ def corners(x: Tensor, spec: HashSpec, level: int) -> tuple[Tensor, Tensor, Tens
                 row = row + axes[d] * stride
                 stride *= spec.resolutions[level][d] + 1
         else:
-            row = axes[0] * PRIMES[0]
-            for d in range(1, spec.dims):
-                row = row ^ (axes[d] * PRIMES[d])
-            row = row & ((1 << spec.log2_table_size) - 1)
+            block, place = torch.zeros_like(axes[0]), torch.zeros_like(axes[0])
+            for d in range(spec.dims):
+                block = block ^ ((axes[d] >> 1) * PRIMES[d])
+                place = place + ((axes[d] & 1) << d)
+            row = ((block << spec.dims) + place) & ((1 << spec.log2_table_size) - 1)
         rows.append(row + spec.offsets[level])
     return torch.stack(rows, 1), fraction, cells
 

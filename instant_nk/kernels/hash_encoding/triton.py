@@ -1,8 +1,9 @@
 """The hash encoding in Triton: one kernel gathers, one scatters; nothing is kept between them, rows are computed anew.
 
 What decides the time is the number of 32-byte sectors that the L2 cache is asked for (docs/kernels.md), hence:
-- Two neighbouring lanes share a point, one for either side of its cell along x. Their rows differ in the lowest bits alone (the
-  hash multiplies x by 1), so that a warp's access to 16 pairs of corners meets about 20 sectors where one lane a point meets 32.
+- Four neighbouring lanes share a point, one for each corner of its cell across x and y. Blocks of hashed rows lie side by side
+  (`HashSpec`), so that a warp's access to the four corners of 8 points meets 18 sectors, where one lane a point meets 32; of half
+  precision, with a whole block in a sector, the corners' neighbours along z are then in the L1.
 - Channels are served in pairs, one access each; a program serves four consecutive pairs of the output row, one sector in all.
 - All points pass through one group of levels before the next: the rows in use, 4 MiB a level by default, stay in the L2.
 - Additions to a small coarse level are spread over several copies of it, since one sector takes one addition at a time.
@@ -24,7 +25,8 @@ from instant_nk.kernels._triton_memory import gather_pair, launched, load_pair, 
 from instant_nk.kernels.hash_encoding.spec import PRIMES, HashSpec
 
 SCALES = True  # the Jacobian's scale and number of axes are arguments of `forward` and `backward`
-POINTS = 64  # per program
+LANES = tl.constexpr(4)  # per point
+POINTS = 64  # per program; half as many where positions have a gradient, for the registers
 WARPS = 4
 PAIRS = 4  # pairs of channels per program: a sector of the output
 COPIED_ROWS = 1 << 18  # a coarse level is copied up to this many rows when gradients are added to it,
@@ -51,22 +53,29 @@ def _add_pair(base, index, first, second, live, VECTOR: tl.constexpr):
 
 @triton.jit
 def _sum_lanes(value, POINTS: tl.constexpr):
-    """Sum over the two lanes of each point, given back to both."""
-    total = tl.sum(tl.reshape(value, [POINTS, 2]), axis=1, keep_dims=True)
-    return tl.reshape(tl.broadcast_to(total, [POINTS, 2]), [POINTS * 2])
+    """Sum over the lanes of each point, given back to all of them."""
+    total = tl.sum(tl.reshape(value, [POINTS, LANES]), axis=1, keep_dims=True)
+    return tl.reshape(tl.broadcast_to(total, [POINTS, LANES]), [POINTS * LANES])
+
+
+@triton.jit
+def _own(side, v0, v1, v2, v3):
+    """Each lane's own one of four values."""
+    return tl.where(side < 2, tl.where(side == 0, v0, v1), tl.where(side == 2, v2, v3))
 
 
 @triton.jit
 def _store_sector(base, index, column, side, live, a0, b0, a1, b1, a2, b2, a3, b3, WIDTH: tl.constexpr, POINTS: tl.constexpr):
-    """Sum four pairs of channels over the two lanes of each point; either lane stores two of the pairs, past the rows in the cache."""
+    """Sum four pairs of channels over the lanes of each point; every lane stores one of the pairs, past the rows in the cache."""
     a0, b0, a1, b1 = _sum_lanes(a0, POINTS), _sum_lanes(b0, POINTS), _sum_lanes(a1, POINTS), _sum_lanes(b1, POINTS)
     a2, b2, a3, b3 = _sum_lanes(a2, POINTS), _sum_lanes(b2, POINTS), _sum_lanes(a3, POINTS), _sum_lanes(b3, POINTS)
-    near = side == 0
-    even = tl.join(tl.where(near, a0, a2), tl.where(near, a1, a3))  # joined again below, so that the last axis runs a, b, a, b
-    odd = tl.join(tl.where(near, b0, b2), tl.where(near, b1, b3))
-    values = tl.reshape(tl.join(even, odd), [POINTS * 2, 4])
-    part = side[:, None] * 4 + tl.arange(0, 4)[None, :]
-    tl.store(base + index[:, None] + column + part, values, mask=live[:, None] & (column + part < WIDTH), eviction_policy="evict_first")
+    part = side[:, None] * 2 + tl.arange(0, 2)[None, :]
+    tl.store(
+        base + index[:, None] + column + part,
+        tl.join(_own(side, a0, a1, a2, a3), _own(side, b0, b1, b2, b3)),
+        mask=live[:, None] & (column + part < WIDTH),
+        eviction_policy="evict_first",
+    )
 
 
 @triton.jit
@@ -101,28 +110,18 @@ def _position(x, n, live, DIMS: tl.constexpr):
 
 
 @triton.jit
-def _cell(position, axis, entry, DIMS: tl.constexpr):
-    """Along one axis: the cell's part of the row, the step to the next corner, the fraction in the cell, cells; outside, the border cell's."""
+def _cell(position, axis: tl.constexpr, entry, dense, DIMS: tl.constexpr):
+    """Along one axis: what the near and the far corner add to the row, the fraction in the cell, cells; outside, the border cell's."""
     cells = tl.load(entry + axis).to(tl.float32)
-    factor = tl.full([], 1, tl.uint32)
-    if axis > 0:
-        factor = tl.load(entry + DIMS + axis).to(tl.uint32)
+    factor = tl.load(entry + DIMS + axis).to(tl.uint32)
     scaled = position * cells
     index = tl.minimum(tl.maximum(tl.floor(scaled), 0.0), cells - 1.0)
-    return index.to(tl.int32).to(tl.uint32) * factor, factor, scaled - index, cells
-
-
-@triton.jit
-def _cells(p0, p1, p2, p3, entry, DIMS: tl.constexpr):
-    """First row of the level and whether it is dense; `_cell` of every axis, the fourth repeats the third in 3-D."""
-    offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
-    k0, m0, f0, c0 = _cell(p0, 0, entry, DIMS)
-    k1, m1, f1, c1 = _cell(p1, 1, entry, DIMS)
-    k2, m2, f2, c2 = _cell(p2, 2, entry, DIMS)
-    k3, m3, f3, c3 = k2, m2, f2, c2
-    if DIMS == 4:
-        k3, m3, f3, c3 = _cell(p3, 3, entry, DIMS)
-    return offset, dense, k0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3
+    at = index.to(tl.int32).to(tl.uint32)
+    block, odd = (at >> 1) * (factor << DIMS), at & 1  # of a hashed level: the row of the block, and on which side of it the corner lies
+    far_hashed = tl.where(odd != 0, block + (factor << DIMS), block + (1 << axis))
+    near = tl.where(dense, at * factor, block + (odd << axis))
+    far = tl.where(dense, (at + 1) * factor, far_hashed)
+    return near, far, scaled - index, cells
 
 
 @triton.jit
@@ -132,12 +131,36 @@ def _join(dense, a, b):
 
 
 @triton.jit
-def _side(bit: tl.constexpr, fraction):
-    """Interpolation weight of the near (0) or far (1) side of the cell."""
-    if bit:
-        return fraction
+def _cells(p0, p1, p2, p3, entry, side, DIMS: tl.constexpr):
+    """First row of the level and whether it is dense; this lane's corner across x and y: what it adds to the row, its weights w and
+    their slopes s; along z and t, of which the fourth axis repeats the third in 3-D, `_cell`.
+    """
+    offset, dense = tl.load(entry + 2 * DIMS) >> 1, (tl.load(entry + 2 * DIMS) & 1) != 0
+    n0, f0, r0, c0 = _cell(p0, 0, entry, dense, DIMS)
+    n1, f1, r1, c1 = _cell(p1, 1, entry, dense, DIMS)
+    n2, f2, r2, c2 = _cell(p2, 2, entry, dense, DIMS)
+    n3, f3, r3, c3 = n2, f2, r2, c2
+    if DIMS == 4:
+        n3, f3, r3, c3 = _cell(p3, 3, entry, dense, DIMS)
+    x, y = (side & 1) != 0, (side & 2) != 0
+    base = _join(dense, tl.where(x, f0, n0), tl.where(y, f1, n1))
+    w0, s0, w1, s1 = tl.where(x, r0, 1.0 - r0), tl.where(x, c0, -c0), tl.where(y, r1, 1.0 - r1), tl.where(y, c1, -c1)
+    return offset, dense, base, w0, s0, w1, s1, n2, f2, r2, c2, n3, f3, r3, c3
+
+
+@triton.jit
+def _corner(dense, base, n2, f2, r2, n3, f3, r3, corner: tl.constexpr, DIMS: tl.constexpr):
+    """Row of this lane's corner on the near (0) or far (1) side along z (lowest bit) and t, and its weights along them."""
+    if corner & 1:
+        row, w2, w3 = _join(dense, base, f2), r2, 1.0
     else:
-        return 1.0 - fraction
+        row, w2, w3 = _join(dense, base, n2), 1.0 - r2, 1.0
+    if DIMS == 4:
+        if corner >> 1:
+            row, w3 = _join(dense, row, f3), r3
+        else:
+            row, w3 = _join(dense, row, n3), 1.0 - r3
+    return row, w2, w3
 
 
 @triton.jit
@@ -162,34 +185,26 @@ def _gather(
     """This lane's share of one pair of channels and, with SLOPES, of its derivatives along each axis."""
     live = _among(live, side, pair, open_pairs)
     entry, channel = _level(layout, pair, F, LEVELS, DIMS)
-    offset, dense, k0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(p0, p1, p2, p3, entry, DIMS)
-    k0 += side.to(tl.uint32)
-    zero = f0 * 0.0
-    ua, ub, ua1, ub1, ua2, ub2, ua3, ub3 = zero, zero, zero, zero, zero, zero, zero, zero
-    for corner in tl.static_range(1 << (DIMS - 1)):
-        row = _join(dense, k0, _join(dense, k1 + m1 * (corner & 1), k2 + m2 * ((corner >> 1) & 1)))
-        w1, w2, w3 = _side(corner & 1, f1), _side((corner >> 1) & 1, f2), 1.0
-        if DIMS == 4:
-            row = _join(dense, row, k3 + m3 * (corner >> 2))
-            w3 = _side(corner >> 2, f3)
+    offset, dense, base, w0, s0, w1, s1, n2, f2, r2, c2, n3, f3, r3, c3 = _cells(p0, p1, p2, p3, entry, side, DIMS)
+    zero = r2 * 0.0
+    ua, ub, ua2, ub2, ua3, ub3 = zero, zero, zero, zero, zero, zero
+    for corner in tl.static_range(1 << (DIMS - 2)):
+        row, w2, w3 = _corner(dense, base, n2, f2, r2, n3, f3, r3, corner, DIMS)
         va, vb = gather_pair(table, ((row & MASK).to(tl.int32) + offset) * F + channel, live, PTX)
-        w23 = w2 * w3
-        w = w1 * w23
+        w = w2 * w3
         ua += w * va
         ub += w * vb
         if SLOPES:
-            s1, s2 = (2.0 * (corner & 1) - 1.0) * w23, (2.0 * ((corner >> 1) & 1) - 1.0) * (w1 * w3)
-            ua1 += s1 * va
-            ub1 += s1 * vb
-            ua2 += s2 * va
-            ub2 += s2 * vb
+            e2 = (2.0 * (corner & 1) - 1.0) * w3
+            ua2 += e2 * va
+            ub2 += e2 * vb
             if DIMS == 4:
-                s3 = (2.0 * (corner >> 2) - 1.0) * (w1 * w2)
-                ua3 += s3 * va
-                ub3 += s3 * vb
-    w0, s0 = tl.where(side == 0, 1.0 - f0, f0), tl.where(side == 0, -c0, c0)
-    w01, w02, w03 = w0 * c1, w0 * c2, w0 * c3
-    return w0 * ua, w0 * ub, s0 * ua, s0 * ub, w01 * ua1, w01 * ub1, w02 * ua2, w02 * ub2, w03 * ua3, w03 * ub3
+                e3 = (2.0 * (corner >> 1) - 1.0) * w2
+                ua3 += e3 * va
+                ub3 += e3 * vb
+    w01, x0, x1 = w0 * w1, s0 * w1, w0 * s1
+    x2, x3 = w01 * c2, w01 * c3
+    return w01 * ua, w01 * ub, x0 * ua, x0 * ub, x1 * ua, x1 * ub, x2 * ua2, x2 * ub2, x3 * ua3, x3 * ub3
 
 
 @triton.jit
@@ -209,9 +224,9 @@ def _forward_kernel(
 ):  # fmt: skip
     """Features, with JACOBIAN `scale` times their derivatives along the first AXES too; with ALONG the derivative along a direction of each point instead."""
     WIDTH: tl.constexpr = LEVELS * F
-    lane = tl.arange(0, POINTS * 2)
-    n = tl.program_id(0).to(tl.int64) * POINTS + (lane >> 1)
-    side = lane & 1
+    lane = tl.arange(0, POINTS * LANES)
+    n = tl.program_id(0).to(tl.int64) * POINTS + lane // LANES
+    side = lane % LANES
     live = n < n_points
     pair = tl.program_id(1) * 4
     p0, p1, p2, p3 = _position(x, n, live, DIMS)
@@ -261,69 +276,53 @@ def _scatter(
     live = _among(live, side, pair, open_pairs)
     WIDTH: tl.constexpr = LEVELS * F
     entry, channel = _level(layout, pair, F, LEVELS, DIMS)
-    offset, dense, k0, k1, k2, k3, m1, m2, m3, f0, f1, f2, f3, c0, c1, c2, c3 = _cells(p0, p1, p2, p3, entry, DIMS)
-    k0 += side.to(tl.uint32)
-    w0, s0, zero = tl.where(side == 0, 1.0 - f0, f0), tl.where(side == 0, -c0, c0), f0 * 0.0
+    offset, dense, base, w0, s0, w1, s1, n2, f2, r2, c2, n3, f3, r3, c3 = _cells(p0, p1, p2, p3, entry, side, DIMS)
+    w01, zero = w0 * w1, r2 * 0.0
     if TO_TABLE:  # where this point's additions go: the level itself, or one of its copies
         copies, rows = tl.load(entry + 2 * DIMS + 2), tl.load(entry + 2 * DIMS + 3)
         target = tl.load(entry + 2 * DIMS + 1) + (n.to(tl.int32) & (copies - 1)) * rows
-    ca, cb = zero, zero  # w0 g + s0 j0: cotangent of this lane's corner where y, z, t are not differentiated
+    # Cotangent of this lane's corner where z and t are not differentiated, and its own derivatives along x (per s0) and y (per s1).
+    ca, cb, xa, xb, ya, yb = zero, zero, zero, zero, zero, zero
     if FEATURES:
-        ca, cb = w0 * ga, w0 * gb
-    ka1, kb1, ka2, kb2, ka3, kb3, sa, sb = zero, zero, zero, zero, zero, zero, zero, zero
-    if JACOBIAN != "none":  # cotangents of the slopes along y, z, t, with their cells
+        ca, cb, xa, xb, ya, yb = w01 * ga, w01 * gb, w1 * ga, w1 * gb, w0 * ga, w0 * gb
+    ka2, kb2, ka3, kb3 = zero, zero, zero, zero
+    if JACOBIAN != "none":  # cotangents of the slopes, with their cells
         ja0, jb0 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 0, JACOBIAN, WIDTH, DIMS, AXES, PTX)
         ja1, jb1 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 1, JACOBIAN, WIDTH, DIMS, AXES, PTX)
         ja2, jb2 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 2, JACOBIAN, WIDTH, DIMS, AXES, PTX)
-        sa, sb, ka1, kb1, ka2, kb2 = s0 * ja0, s0 * jb0, c1 * ja1, c1 * jb1, c2 * ja2, c2 * jb2
-        ca, cb = ca + sa, cb + sb
+        ka0, kb0, ka1, kb1, ka2, kb2 = s0 * ja0, s0 * jb0, s1 * ja1, s1 * jb1, c2 * ja2, c2 * jb2
+        ca, cb = ca + w1 * ka0 + w0 * ka1, cb + w1 * kb0 + w0 * kb1
+        xa, xb, ya, yb = xa + ka1, xb + kb1, ya + ka0, yb + kb0
         if AXES == 4:
             ja3, jb3 = _cotangents(direction, grad_jacobian, scale, n, live, pair * 2, ga, gb, 3, JACOBIAN, WIDTH, DIMS, AXES, PTX)
             ka3, kb3 = c3 * ja3, c3 * jb3
     u0, u1, u2, u3 = zero, zero, zero, zero
-    for corner in tl.static_range(1 << (DIMS - 1)):
-        row = _join(dense, k0, _join(dense, k1 + m1 * (corner & 1), k2 + m2 * ((corner >> 1) & 1)))
-        w1, w2, w3 = _side(corner & 1, f1), _side((corner >> 1) & 1, f2), 1.0
-        s1, s2, s3 = 2.0 * (corner & 1) - 1.0, 2.0 * ((corner >> 1) & 1) - 1.0, 0.0
-        if DIMS == 4:
-            row = _join(dense, row, k3 + m3 * (corner >> 2))
-            w3, s3 = _side(corner >> 2, f3), 2.0 * (corner >> 2) - 1.0
+    for corner in tl.static_range(1 << (DIMS - 2)):
+        row, w2, w3 = _corner(dense, base, n2, f2, r2, n3, f3, r3, corner, DIMS)
         row = (row & MASK).to(tl.int32)
-        w = w1 * w2 * w3
-        e1, e2, e3 = s1 * (w2 * w3), s2 * (w1 * w3), s3 * (w1 * w2)  # slopes of w along y, z, t, per cell
-        ha, hb = zero, zero  # cotangent of the corner's row, but for this lane's factor along x
-        if FEATURES:
-            ha, hb = w * ga, w * gb
-        if JACOBIAN != "none":
-            ha += e1 * ka1 + e2 * ka2
-            hb += e1 * kb1 + e2 * kb2
-            if AXES == 4:
-                ha += e3 * ka3
-                hb += e3 * kb3
+        s2, s3 = 2.0 * (corner & 1) - 1.0, 2.0 * (corner >> 1) - 1.0
+        w, e2, e3 = w2 * w3, s2 * w3, s3 * w2  # weight along z and t, and its slopes per cell
+        ha, hb = e2 * ka2, e2 * kb2  # what the slopes along z and t ask of the corner's row, but for w01
+        if JACOBIAN != "none" and AXES == 4:
+            ha, hb = ha + e3 * ka3, hb + e3 * kb3
         if TO_TABLE:
-            _add_pair(grad_table, (row + target) * F + channel, w0 * ha + w * sa, w0 * hb + w * sb, live, VECTOR)
+            _add_pair(grad_table, (row + target) * F + channel, w * ca + w01 * ha, w * cb + w01 * hb, live, VECTOR)
         if TO_X:
             va, vb = gather_pair(table, (row + offset) * F + channel, live, PTX)
-            u0 += va * ha + vb * hb
+            h = va * ha + vb * hb
+            u0 += w * (va * xa + vb * xb) + w1 * h
+            u1 += w * (va * ya + vb * yb) + w0 * h
             r = va * ca + vb * cb
-            u1 += e1 * r
             u2 += e2 * r
             if DIMS == 4:
                 u3 += e3 * r
-            if JACOBIAN != "none":
-                p1, p2 = w0 * (va * ka1 + vb * kb1), w0 * (va * ka2 + vb * kb2)
-                e12 = (s1 * s2) * w3
-                u1 += e12 * p2
-                u2 += e12 * p1
-                if DIMS == 4:
-                    e13, e23 = (s1 * s3) * w2, (s2 * s3) * w1
-                    u3 += e13 * p1 + e23 * p2
+                if JACOBIAN != "none":
+                    v01 = (s2 * s3) * w01
+                    u3 += v01 * (va * ka2 + vb * kb2)
                     if AXES == 4:
-                        p3 = w0 * (va * ka3 + vb * kb3)
-                        u1 += e13 * p3
-                        u2 += e23 * p3
+                        u2 += v01 * (va * ka3 + vb * kb3)
     if TO_X:
-        x0, x1, x2 = x0 + s0 * u0, x1 + c1 * u1, x2 + c2 * u2
+        x0, x1, x2 = x0 + s0 * u0, x1 + s1 * u1, x2 + c2 * u2
         if DIMS == 4:
             x3 += c3 * u3
     return x0, x1, x2, x3
@@ -340,12 +339,12 @@ def _backward_kernel(
     FEATURES: whether the first term is there. JACOBIAN: "none"; "given" by `scale` times grad_jacobian, of the first AXES; "along", direction x grad_features.
     """
     WIDTH: tl.constexpr = LEVELS * F
-    lane = tl.arange(0, POINTS * 2)
-    n = tl.program_id(0).to(tl.int64) * POINTS + (lane >> 1)
-    side = lane & 1
+    lane = tl.arange(0, POINTS * LANES)
+    n = tl.program_id(0).to(tl.int64) * POINTS + lane // LANES
+    side = lane % LANES
     live = n < n_points
     pair = tl.program_id(1) * 4
-    zero = tl.zeros([POINTS * 2], tl.float32)
+    zero = tl.zeros([POINTS * LANES], tl.float32)
     a, b, c, d, e, f, g, h = zero, zero, zero, zero, zero, zero, zero, zero
     if FEATURES or JACOBIAN == "along":  # the whole sector at once
         at = n * WIDTH + pair * 2
@@ -372,8 +371,7 @@ def _backward_kernel(
         at = (tl.program_id(1).to(tl.int64) * n_points + n) * DIMS + side
         x0, x1 = _sum_lanes(x0, POINTS), _sum_lanes(x1, POINTS)
         x2, x3 = _sum_lanes(x2, POINTS), _sum_lanes(x3, POINTS)
-        tl.store(grad_x + at, tl.where(side == 0, x0, x1), mask=live)
-        tl.store(grad_x + at + 2, tl.where(side == 0, x2, x3), mask=live & (side < DIMS - 2))
+        tl.store(grad_x + at, _own(side, x0, x1, x2, x3), mask=live & (side < DIMS))
 
 
 def _copies(spec: HashSpec, level: int) -> int:
@@ -481,7 +479,7 @@ def backward(
         return _unpadded(grad_table, spec.features), grad_x
     layout, apart, rows = _layout(spec, x.device, to_table and len(x) >= COPY_FROM)
     mode = "along" if direction is not None else "none" if grad_jacobian is None else "given"
-    points = 2 * POINTS if mode == "given" and to_x and to_table == (spec.dims == 4) else POINTS  # measured: docs/kernels.md
+    points = POINTS // 2 if to_x else POINTS
     grid = _grid(len(x), spec, points)
     sums = torch.zeros(rows, spec.features, device=x.device) if to_table else None
     partial = torch.empty(grid[1], len(x), spec.dims, device=x.device) if to_x else None
