@@ -19,6 +19,7 @@ from torch import Tensor
 
 from instant_nk.errors import NumericalError
 from instant_nk.fitting.block_cholesky import BlockCholesky
+from instant_nk.fitting.rivals import Probes
 from instant_nk.geometry import surface
 from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp, turn
 from instant_nk.io.graph import Graph
@@ -70,6 +71,7 @@ class Body:
         edge: node pairs i64 [E, 2], stiffness: [E], normalised so that a node's mean total is one.
         spacing: distance between neighbouring nodes.
         whole: how far a point belongs to one part of the surface when nothing moves, in [0, 1], [N]; see `wholeness`.
+        probes: points that stand for the surface where its parts are held against each other (`rivals`).
         coarse: the same body on fewer nodes, for large motion; None where there are few nodes anyway.
     """
 
@@ -84,6 +86,7 @@ class Body:
     spacing: float
     whole: Tensor
     pattern: Pattern
+    probes: Probes
     coarse: Coarse | None = None
 
     @staticmethod
@@ -119,6 +122,7 @@ class Body:
             nodes=real(graph.node_positions), points=real(points), normals=real(normals), colours=real(colours),
             anchors=torch.as_tensor(anchors, device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
             spacing=graph.spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, anchors, weights, edge, device),
+            probes=Probes.build(real(points), graph.spacing),
             coarse=Coarse.build(graph, points, normals, colours, anchors, weights, device) if levels > 1 and m > 2 * COARSE_NODES else None,
         )  # fmt: skip
 

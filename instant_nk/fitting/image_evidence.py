@@ -2,7 +2,8 @@
 
 Surfaces say nothing about sliding along themselves; the pictures do. Each surface point remembers the colour it had at the
 canonical frame, per pyramid level; at a live frame the colour where it projects, in every camera that sees it, gives one
-Lucas-Kanade residual per channel. Shading is divided out by a gain per node. Silhouettes add two kinds of pull: a point outside a
+Lucas-Kanade residual per channel. Shading is divided out by a gain per node; what it leaves is brightness, which is therefore told apart from
+hue and trusted less. Silhouettes add two kinds of pull: a point outside a
 mask goes to the mask's edge, and the mask's edge draws the nearest point of the moved surface's own outline.
 
 On the CPU what views see is a list of pairs. On a GPU every pair of a view and a point is there, and those that do not count have no weight: nothing
@@ -32,6 +33,8 @@ LEAST_RIM = 3  # points of an outline in a view that are worth drawing
 DEAD_ZONE = 1.0  # pixels by which an outline may miss before it is pulled: masks are no finer than that, surfaces are
 USUAL_NOISE = 0.016  # intensity by which colours usually differ from the canonical frame's; a frame where they differ less weighs its colours more,
 TRUST = (0.25, 2.0)  # by a factor on the residual between these: what is left between colours that agree well is blur, not noise
+SHADING = 0.03  # share of a point's brightness that turning in the light may change without a gain showing it: no brightness is trusted further
+TINGE = 0.01  # the same of what makes its hue, which light changes less
 GAIN_RANGE = (0.6, 1.6)  # shading may change a point's brightness by no more
 
 
@@ -186,14 +189,35 @@ def add_colours(
     gain = _gain(body, pairs, values[:, :3], reference)
     residual = values[:, :3] - gain[:, None] * reference
     size = residual.norm(dim=-1)
-    typical = median_of(size, pairs.facing > 0 if pairs.whole else None).nan_to_num(0.0)
-    trust = (USUAL_NOISE / typical.clamp_min(1e-9)).clamp(*TRUST)
+    kept = pairs.facing > 0 if pairs.whole else None
+    typical = median_of(size, kept).nan_to_num(0.0)
     facing = pairs.facing.square()
     robust = facing * torch.exp(-0.5 * (size / (2.0 * typical).clamp_min(0.03)) ** 2)
-    robust = weight * trust.square() * robust / pairs.per_point(facing)[pairs.point].clamp_min(1e-9)
+    robust = weight * robust / pairs.per_point(facing)[pairs.point].clamp_min(1e-9)
     slope = values[:, 3:9].reshape(-1, 3, 2) * images.levels[level].scale
-    pairs.tell(evidence, small_matmul(slope, views.jacobian(local[pairs.view, pairs.point], pairs.view)), residual, robust)  # a row per channel
+    residual, slope = _trusted(residual, slope, reference, kept)
+    rows = small_matmul(slope, views.jacobian(local[pairs.view, pairs.point], pairs.view))
+    pairs.tell(evidence, rows, residual, robust)  # a row per channel
     return typical
+
+
+def _trusted(residual: Tensor, slope: Tensor, reference: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Residuals [S, 3] and slopes [S, 3, 2] with brightness (along the colour that a point should have) and hue (across) in units of their noise."""
+    brightness = reference.norm(dim=-1)
+    axis = reference / brightness.clamp_min(1e-3)[:, None]
+    bright = (residual * axis).sum(-1)
+    hue = residual - bright[:, None] * axis
+    trust_bright = _trust(bright.abs(), SHADING * brightness, kept)
+    trust_hue = _trust(hue.norm(dim=-1), TINGE * brightness, kept)
+    along = axis[..., None] * (axis[..., None] * slope).sum(1, keepdim=True)
+    residual = trust_hue[:, None] * hue + (trust_bright * bright)[:, None] * axis
+    return residual, trust_hue[:, None, None] * (slope - along) + trust_bright[:, None, None] * along
+
+
+def _trust(size: Tensor, doubt: Tensor, kept: Tensor | None) -> Tensor:
+    """Factor [S] on residuals of these sizes [S], each of which may be wrong by its doubt [S] in any case."""
+    noise = (median_of(size, kept).nan_to_num(0.0).square() + doubt.square()).sqrt()
+    return (USUAL_NOISE / noise.clamp_min(1e-9)).clamp(*TRUST)
 
 
 def _gain(body: Body, pairs: Pairs, seen: Tensor, reference: Tensor) -> Tensor:

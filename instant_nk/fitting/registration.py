@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, evenly, planes, point_areas, pull, soft_displacement
-from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, edge_weights, orthonormal, rigidity_errors, step, wholeness
+from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, compiled, edge_weights, orthonormal, rigidity_errors, step, wholeness
 from instant_nk.fitting.frame_images import FrameImages, Views
 from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colours, add_silhouettes, look
 from instant_nk.fitting.repeated import repeat
 from instant_nk.fitting.rigid_alignment import align, misfit
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
+PLACED = 0.5  # progress from which the surface is near enough that parts which lie at each other are rivals, and not merely on their way
 LOST_COVERAGE = 0.75  # share of observed points that must be explained
 BRIDGE = 0.5 * LONG_RANGE_WEIGHT  # links weaker than this, relative to the strongest, only tie components together
 LOST_RIGIDITY = 1.2  # mean edge error, in spacings, at which the surface is crumpled rather than bent
@@ -34,6 +35,7 @@ class Options:
         max_distance: longest correspondence at the start.
         min_cosine: normal gate.
         tangential: weight of the sliding directions of a correspondence relative to its normal direction.
+        surface_weight: of the observed surface while images are asked as well.
         colour: length one unit of colour difference counts as in the search.
         settling_iterations: iterations of `settle`.
     """
@@ -46,6 +48,7 @@ class Options:
     max_distance: float = 4.0
     min_cosine: float = 0.3
     tangential: float = 0.05
+    surface_weight: float = 0.5
     colour: float = 1.0
     normal: float = 0.6
     soft_iterations: int = 12
@@ -59,7 +62,7 @@ class Options:
     image_level: int = 2
     settling_iterations: int = 4
     image_weight: float = 1.0
-    intensity_length: float = 0.15
+    intensity_length: float = 0.25
     silhouette_weight: float = 1.0
 
 
@@ -82,15 +85,19 @@ class Fit:
     converged: bool
 
 
-def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, progress: float | Tensor) -> Evidence:
-    """Evidence of the observed surface at this pose; `progress` in [0, 1] anneals the gates and the kernel."""
+def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, progress: float | Tensor, share: float = 1.0) -> Evidence:
+    """Evidence of the observed surface at this pose; `progress` in [0, 1] anneals the gates and the kernel, `share` is a factor on its weight."""
     live, normals = body.warp(pose), body.warp_normals(pose)
     reach = options.max_distance * body.spacing * (1 - 0.7 * progress)
     matches = closest_both_ways(live, normals, body.colours, target, reach, options.min_cosine, padded=live.is_cuda)
     evidence = Evidence.none(body)
     if not len(matches.source):
         return evidence
-    whole = wholeness(body, pose) * (len(body.nodes) / len(body.points))
+    whole = wholeness(body, pose) * (share * len(body.nodes) / len(body.points))
+    if isinstance(progress, Tensor):
+        whole = torch.where(progress >= PLACED, whole * body.probes.certainty(live, normals, body.spacing, False), whole)
+    elif progress >= PLACED:
+        whole = whole * body.probes.certainty(live, normals, body.spacing, compiled(live))
     pull(evidence, live, normals, target, matches, whole, 0.05 * body.spacing, 1 + 2 * (1 - progress), options.tangential)
     return evidence
 
@@ -180,7 +187,7 @@ def _refine_once(
     options: Options,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pose, per_point = Pose(rotations, translations), len(body.nodes) / len(body.points)
-    evidence = surface_evidence(body, pose, target, options, 1.0)
+    evidence = surface_evidence(body, pose, target, options, 1.0, options.surface_weight)
     exchange = (options.image_weight * options.intensity_length * body.spacing / 0.05) ** 2
     add_colours(evidence, body, pose, views, sight, images, appearance, 0, exchange * per_point)
     add_silhouettes(evidence, body, pose, views, sight, images, options.silhouette_weight * per_point, 0.5 * body.spacing)

@@ -63,6 +63,25 @@ def spread(start, stop, points, anchors, weights, rotations, shift, result):
 
 
 @loop(fastmath=CONTRACT)
+def nearest_rival(start, stop, live, normals, rest, axis, reach, apart, cosine, result):
+    """Squared distance to the nearest point of another part, at most `reach`, which is squared like `apart`; rows are sorted along the axis."""
+    for n in range(start, stop):
+        best = reach
+        for step in (-1, 1):
+            m = n + step
+            while 0 <= m < len(live):
+                gap = live[m, axis] - live[n, axis]
+                if gap * gap >= best:
+                    break
+                square = (live[m, 0] - live[n, 0]) ** 2 + (live[m, 1] - live[n, 1]) ** 2 + (live[m, 2] - live[n, 2]) ** 2
+                if square < best and normals[n, 0] * normals[m, 0] + normals[n, 1] * normals[m, 1] + normals[n, 2] * normals[m, 2] >= cosine:
+                    if (rest[m, 0] - rest[n, 0]) ** 2 + (rest[m, 1] - rest[n, 1]) ** 2 + (rest[m, 2] - rest[n, 2]) ** 2 > apart:
+                        best = square
+                m += step
+        result[n] = best
+
+
+@loop(fastmath=CONTRACT)
 def arms(start, stop, points, anchors, nodes, rotations, result):
     """`R_k (x - g_k)`, [N, K, 3]."""
     for n in range(start, stop):

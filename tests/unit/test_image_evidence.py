@@ -90,8 +90,27 @@ def test_colours_weigh_by_how_well_they_agree(scene, monkeypatch, noise, least, 
     alike, _ = colours_at(scene, rest, live, appearance)
     share = float(weighed.hessian.norm() / alike.hessian.norm())
     assert least <= share <= most
-    assert share == pytest.approx(min(max(image_evidence.USUAL_NOISE / typical, 0.25), 2.0) ** 2)
-    torch.testing.assert_close(weighed.gradient, share * alike.gradient)
+
+
+@pytest.mark.parametrize("size, brightness, factor", ((0.032, 0.1, 0.5), (0.004, 0.1, 2.0), (0.2, 0.1, 0.25), (0.0, 1.0, 0.016 / 0.03)))
+def test_brightness_is_trusted_by_its_noise_and_no_further_than_light_may_change_it(monkeypatch, size, brightness, factor):
+    monkeypatch.setattr(image_evidence, "SHADING", 0.03 if size == 0 else 0.0)
+    reference = torch.full((5, 3), brightness / np.sqrt(3), dtype=torch.float64)
+    residual = torch.full((5, 3), size / np.sqrt(3), dtype=torch.float64)
+    slope = torch.ones(5, 3, 2, dtype=torch.float64)
+    told, slopes = image_evidence._trusted(residual, slope, reference, None)
+    torch.testing.assert_close(told, factor * residual)
+    torch.testing.assert_close(slopes, factor * slope)
+
+
+def test_hue_is_trusted_apart_from_brightness():
+    reference = torch.tensor([[0.5, 0.0, 0.0]], dtype=torch.float64).repeat(7, 1)
+    residual = torch.tensor([[0.1, 0.008, 0.0]], dtype=torch.float64).repeat(7, 1)
+    told, slopes = image_evidence._trusted(residual, torch.eye(3, 2, dtype=torch.float64).repeat(7, 1, 1), reference, None)
+    bright = image_evidence.USUAL_NOISE / np.hypot(0.1, 0.5 * image_evidence.SHADING)
+    hue = image_evidence.USUAL_NOISE / np.hypot(0.008, 0.5 * image_evidence.TINGE)
+    torch.testing.assert_close(told[0], torch.tensor([max(bright, 0.25) * 0.1, hue * 0.008, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(slopes[0], torch.tensor([[max(bright, 0.25), 0.0], [0.0, hue], [0.0, 0.0]], dtype=torch.float64))
 
 
 def test_nothing_seen_is_no_evidence(scene):
