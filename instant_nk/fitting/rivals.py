@@ -55,8 +55,12 @@ class Probes:
             live, normals: of the moved surface points, [N, 3].
             compiled: by numba's loops on the CPU.
         """
-        live, normals = live[self.pick], normals[self.pick]
-        nearest = (_compiled_nearest if compiled else _nearest)(live, normals, self.rest, REACH * spacing, APART * spacing)
+        if compiled:
+            live, normals, rest, pick, near, share = (t.contiguous().numpy() for t in (live, normals, self.rest, self.pick, self.near, self.share))
+            nearest = _compiled_nearest(live[pick], normals[pick], rest, REACH * spacing, APART * spacing)
+            weight = (nearest / (REACH * spacing) ** 2).clip(LEAST, 1.0)
+            return torch.from_numpy(np.einsum("nk,nk->n", weight[near], share))
+        nearest = _nearest(live[self.pick], normals[self.pick], self.rest, REACH * spacing, APART * spacing)
         weight = (nearest / (REACH * spacing) ** 2).clamp(LEAST, 1.0)
         return (weight[self.near] * self.share).sum(1)
 
@@ -73,15 +77,14 @@ def _squares(points: Tensor) -> Tensor:
     return (x[:, None] - x).square() + (y[:, None] - y).square() + (z[:, None] - z).square()
 
 
-def _compiled_nearest(live: Tensor, normals: Tensor, rest: Tensor, reach: float, apart: float) -> Tensor:
+def _compiled_nearest(live: np.ndarray, normals: np.ndarray, rest: np.ndarray, reach: float, apart: float) -> np.ndarray:
     """`_nearest` by a sweep along the longest axis."""
     from instant_nk.fitting import solver_loops
 
-    x, n, r = (t.contiguous().numpy() for t in (live, normals, rest))
-    axis = int(np.ptp(x, axis=0).argmax()) if len(x) else 0
-    order = np.argsort(x[:, axis], kind="stable")
-    x, n, r, result = np.ascontiguousarray(x[order]), np.ascontiguousarray(n[order]), np.ascontiguousarray(r[order]), np.empty(len(x))
+    axis = int(np.ptp(live, axis=0).argmax()) if len(live) else 0
+    order = np.argsort(live[:, axis], kind="stable")
+    x, n, r, result = live[order], normals[order], rest[order], np.empty(len(live))
     over_rows(len(x), lambda first, last: solver_loops.nearest_rival(first, last, x, n, r, axis, reach**2, apart**2, COSINE, result))
     back = np.empty_like(result)
     back[order] = result
-    return torch.from_numpy(back)
+    return back

@@ -47,10 +47,9 @@ def test_the_sweep_finds_what_all_pairs_find(count):
     generator = torch.Generator().manual_seed(count)
     rest, live = (torch.rand(count, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     normals = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator, dtype=torch.float64), dim=-1)
-    torch.testing.assert_close(
-        rivals._compiled_nearest(live, normals, rest, 0.2, 0.3),
-        rivals._nearest(live, normals, rest, 0.2, 0.3) if count else torch.empty(0, dtype=torch.float64),
-    )
+    swept = rivals._compiled_nearest(live.numpy(), normals.numpy(), rest.numpy(), 0.2, 0.3)
+    wanted = rivals._nearest(live, normals, rest, 0.2, 0.3) if count else torch.empty(0, dtype=torch.float64)
+    torch.testing.assert_close(torch.from_numpy(swept), wanted)
 
 
 def test_probes_stand_for_the_points_around_them():
