@@ -1,8 +1,8 @@
 """Variants of the hash encoding's kernels that were tried; docs/kernels.md says what was predicted and what was measured.
 
 Each experiment answers one question: how many lanes should share a point, should hashed rows lie in blocks or in lines (each corner
-hashed by itself, as Müller et al. have it), is a two-float atomic worth its assembly, do runs of samples in one cell pay for being summed in registers first, does sorting help, what do the levels cost one by one, and which
-block shape is best. `scatter` and `gather` here are bare loops over the table, without the production kernels' extras.
+hashed by itself, as Müller et al. have it), is a two-float atomic worth its assembly, do runs of samples in one cell pay for being
+summed in registers first, does sorting help, what do the levels cost one by one, and which shape of a program is best. `scatter` and `gather` here are bare loops over the table, without the production kernels' extras.
 """
 
 from __future__ import annotations
@@ -207,11 +207,11 @@ def experiment(table, spec: hash_encoding.HashSpec, x: torch.Tensor, shape: str)
     grad = torch.randn(N, spec.width, device="cuda")
     truth = production.table_grad(x, spec, spec.levels, grad, None)
 
-    def add(name: str, variant: str, call, exact: bool = False) -> None:
+    def add(name: str, variant: str, call, exact: bool = False, dtype: str = "float32") -> None:
         if exact:
             error = float((call() - truth).norm() / truth.norm())
             assert error < 1e-4, f"{name} {variant}: relative error {error:.1e}"
-        table.add(name, variant, shape, "float32", N, call)
+        table.add(name, variant, shape, dtype, N, call)
 
     for mode in ("square", "pair", "scalar", "one", "four", "half", "store", "none"):
         add("scatter", mode, partial(scatter, x, grad, spec, mode), exact=mode in ("square", "pair", "scalar", "one", "four"))
@@ -219,9 +219,9 @@ def experiment(table, spec: hash_encoding.HashSpec, x: torch.Tensor, shape: str)
         add("scatter, rows in lines", mode, partial(scatter, x, grad, spec, mode, blocks=False))
     for lanes, name in ((2, "2 lanes"), (4, "4 lanes")):
         for values in (weights, weights.half()):
-            said = "half table" if values.dtype == torch.float16 else "float table"
-            add(f"gather, {said}", name, partial(gather, x, values, spec, lanes))
-            add(f"gather, {said}, rows in lines", name, partial(gather, x, values, spec, lanes, blocks=False))
+            dtype = str(values.dtype).removeprefix("torch.")
+            add("gather", name, partial(gather, x, values, spec, lanes), dtype=dtype)
+            add("gather, rows in lines", name, partial(gather, x, values, spec, lanes, blocks=False), dtype=dtype)
     for run in (2, 4, 8):
         add("scatter runs", str(run), partial(runs, x, grad, spec, run), exact=True)
     for shape_of in ((1, 256, 4), (2, 256, 4), (8, 256, 4), (16, 256, 4), (4, 128, 4), (4, 512, 4), (4, 512, 8), (4, 64, 2), (4, 1024, 8)):

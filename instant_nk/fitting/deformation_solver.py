@@ -173,7 +173,7 @@ class Coarse:
         i, j = self.body.edge.unbind(1)
         now, rest = (nodes[j] - nodes[i]).norm(dim=-1), (self.body.nodes[j] - self.body.nodes[i]).norm(dim=-1).clamp_min(1e-12)
         stretch = (now / rest - 1).clamp_min(0) / TORN_STRETCH
-        return replace(
+        return replace(  # its probes still know what was apart at rest: limbs that touch now stay rivals
             self.body, nodes=nodes, points=fine.warp(pose)[self.points], normals=fine.warp_normals(pose)[self.points],
             stiffness=self.body.stiffness / (1 + stretch.square()) ** 2, whole=wholeness(fine, pose)[self.points],
         )  # fmt: skip

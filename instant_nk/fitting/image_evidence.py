@@ -202,7 +202,7 @@ def add_colours(
 
 
 def _trusted(residual: Tensor, slope: Tensor, reference: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Residuals [S, 3] and slopes [S, 3, 2] with brightness (along the colour that a point should have) and hue (across) in units of their noise."""
+    """Residuals [S, 3] and slopes [S, 3, 2] with brightness (along the colour that a point should have) and hue (across) each brought to the usual noise."""
     brightness = reference.norm(dim=-1)
     axis = reference / brightness.clamp_min(1e-3)[:, None]
     bright = (residual * axis).sum(-1)

@@ -20,6 +20,7 @@ PROBES = 1500  # points that stand for the surface
 NEIGHBOURS = 4  # probes that a point takes its value from
 APART = 2.0  # node spacings between two points at rest from which on they belong to different parts,
 REACH = 2.0  # and within which, live, they are rivals,
+CLOSER = 2.0  # if they were farther apart by this factor, so that a patch which is bent or pressed together is not its own rival,
 COSINE = 0.3  # if their normals agree this well: an observed point could be matched to either
 LEAST = 0.02  # weight of a point where another part lies right at it
 
@@ -30,7 +31,7 @@ class Probes:
 
     Attributes:
         pick: which of the N points, i64 [S].
-        rest: where they lie when nothing moves, [S, 3].
+        rest: where they lie at the canonical frame, [S, 3].
         near, share: probes around each point and their shares of its value, i64 [N, 4] and [N, 4].
     """
 
@@ -67,8 +68,9 @@ class Probes:
 
 def _nearest(live: Tensor, normals: Tensor, rest: Tensor, reach: float, apart: float) -> Tensor:
     """Squared distance [S] of each point to its nearest rival, at most `reach` squared."""
-    rival = (_squares(rest) > apart**2) & (normals @ normals.T >= COSINE)
-    return torch.where(rival, _squares(live), reach**2).amin(1).clamp_max(reach**2)
+    now, before = _squares(live), _squares(rest)
+    rival = (before > apart**2) & (before > CLOSER**2 * now) & (normals @ normals.T >= COSINE)
+    return torch.where(rival, now, reach**2).amin(1).clamp_max(reach**2)
 
 
 def _squares(points: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ def _compiled_nearest(live: np.ndarray, normals: np.ndarray, rest: np.ndarray, r
     axis = int(np.ptp(live, axis=0).argmax()) if len(live) else 0
     order = np.argsort(live[:, axis], kind="stable")
     x, n, r, result = live[order], normals[order], rest[order], np.empty(len(live))
-    over_rows(len(x), lambda first, last: solver_loops.nearest_rival(first, last, x, n, r, axis, reach**2, apart**2, COSINE, result))
+    over_rows(len(x), lambda first, last: solver_loops.nearest_rival(first, last, x, n, r, axis, reach**2, apart**2, CLOSER**2, COSINE, result))
     back = np.empty_like(result)
     back[order] = result
     return back

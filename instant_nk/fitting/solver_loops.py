@@ -63,8 +63,8 @@ def spread(start, stop, points, anchors, weights, rotations, shift, result):
 
 
 @loop(fastmath=CONTRACT)
-def nearest_rival(start, stop, live, normals, rest, axis, reach, apart, cosine, result):
-    """Squared distance to the nearest point of another part, at most `reach`, which is squared like `apart`; rows are sorted along the axis."""
+def nearest_rival(start, stop, live, normals, rest, axis, reach, apart, closer, cosine, result):
+    """Squared distance to the nearest point of another part, at most `reach`, which is squared like `apart` and `closer`; rows are sorted along the axis."""
     for n in range(start, stop):
         best = reach
         for step in (-1, 1):
@@ -75,7 +75,8 @@ def nearest_rival(start, stop, live, normals, rest, axis, reach, apart, cosine, 
                     break
                 square = (live[m, 0] - live[n, 0]) ** 2 + (live[m, 1] - live[n, 1]) ** 2 + (live[m, 2] - live[n, 2]) ** 2
                 if square < best and normals[n, 0] * normals[m, 0] + normals[n, 1] * normals[m, 1] + normals[n, 2] * normals[m, 2] >= cosine:
-                    if (rest[m, 0] - rest[n, 0]) ** 2 + (rest[m, 1] - rest[n, 1]) ** 2 + (rest[m, 2] - rest[n, 2]) ** 2 > apart:
+                    before = (rest[m, 0] - rest[n, 0]) ** 2 + (rest[m, 1] - rest[n, 1]) ** 2 + (rest[m, 2] - rest[n, 2]) ** 2
+                    if before > apart and before > closer * square:
                         best = square
                 m += step
         result[n] = best

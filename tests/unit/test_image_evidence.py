@@ -103,6 +103,15 @@ def test_brightness_is_trusted_by_its_noise_and_no_further_than_light_may_change
     torch.testing.assert_close(slopes, factor * slope)
 
 
+def test_pairs_that_do_not_count_say_nothing_of_the_noise():
+    reference, kept = torch.full((6, 3), 0.01, dtype=torch.float64), torch.tensor([True, True, True, False, False, False])
+    residual = torch.tensor([[0.032] * 3] * 3 + [[5.0] * 3] * 3, dtype=torch.float64)
+    told, _ = image_evidence._trusted(residual, torch.ones(6, 3, 2, dtype=torch.float64), reference, kept)
+    alone, _ = image_evidence._trusted(residual[:3], torch.ones(3, 3, 2, dtype=torch.float64), reference[:3], None)
+    torch.testing.assert_close(told[:3], alone)
+    assert float(alone[0, 0]) == pytest.approx(0.032 * 0.016 / np.hypot(0.032 * np.sqrt(3), 0.01 * np.sqrt(3) * image_evidence.SHADING))
+
+
 def test_hue_is_trusted_apart_from_brightness():
     reference = torch.tensor([[0.5, 0.0, 0.0]], dtype=torch.float64).repeat(7, 1)
     residual = torch.tensor([[0.1, 0.008, 0.0]], dtype=torch.float64).repeat(7, 1)
@@ -180,7 +189,7 @@ def test_a_step_with_images_the_gpus_way_asks_the_device_nothing(scene, monkeypa
     target = correspondences.Target.from_observation(observation, 900, 0.1, 0.05)
     sights = [look(body, scene.shell, rest, scene.views, whole=True) for _ in range(2)]
     appearance = remember(body, sights[0], scene.views, first, rest)
-    for module in (correspondences, deformation_solver):
+    for module in (correspondences, deformation_solver, registration):
         monkeypatch.setattr(module, "compiled", lambda tensor: False)
     padded = correspondences.closest_both_ways
     monkeypatch.setattr(registration, "closest_both_ways", lambda *given, **_: padded(*given, padded=True))

@@ -1,4 +1,4 @@
-"""Points where one part of the surface lies at another: known answers, the compiled sweep against its definition, and limbs that cross."""
+"""Points where one part of the surface lies at another: known answers, the compiled sweep against its definition. Limbs that cross: `test_registration`."""
 
 import pytest
 import torch
@@ -40,6 +40,14 @@ def test_what_lies_together_at_rest_is_one_part(compiled):
     rest, live, normals = sheets(0.05)
     torch.testing.assert_close(Probes.build(live, SPACING).certainty(live, normals, 1.2 * SPACING, compiled), torch.ones(800, dtype=torch.float64))
     assert float(Probes.build(rest, SPACING).certainty(live, normals, 1.2 * SPACING, compiled).max()) < 0.1
+
+
+@pytest.mark.parametrize("compiled", (False, True))
+def test_a_patch_that_is_pressed_together_is_not_its_own_rival(compiled):
+    grid = torch.stack(torch.meshgrid(torch.linspace(0, 1, 30), torch.linspace(0, 1, 30), indexing="ij"), -1).reshape(-1, 2).double()
+    sheet, normals = torch.cat([grid, torch.zeros(900, 1)], 1), torch.tensor([[0, 0, 1.0]]).double().repeat(900, 1)
+    pressed = Probes.build(sheet, SPACING).certainty(0.6 * sheet, normals, SPACING, compiled)
+    torch.testing.assert_close(pressed, torch.ones(900, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("count", (0, 1, 63, 900))

@@ -19,7 +19,7 @@ class HashSpec:
     """Layout of a multiresolution hash grid over [0, 1]^D (Müller et al. 2022, section 3).
 
     A level with (N_0+1)...(N_{D-1}+1) <= T corners is dense (x runs fastest). Of the others blocks of two corners an axis are
-    hashed, and the 2^D rows of a block lie side by side, which saves the memory a quarter of its work: corner i has row
+    hashed, and the 2^D rows of a block lie side by side, so that a point meets fewer sectors of memory: corner i has row
     `(2^D xor_d(floor(i_d / 2) p_d) + sum_d 2^d (i_d mod 2)) mod T`. All levels lie one after the other in one table.
 
     Attributes:
