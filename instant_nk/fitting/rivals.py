@@ -16,7 +16,8 @@ from torch import Tensor
 from instant_nk.geometry.neighbours import NearestPoints
 from instant_nk.kernels._threads import over_rows
 
-PROBES = 1500  # points that stand for the surface
+PROBES = 1000  # points that stand for the surface
+ROWS = 250  # of them that are worth a thread of their own
 NEIGHBOURS = 4  # probes that a point takes its value from
 APART = 2.0  # node spacings between two points at rest from which on they belong to different parts,
 REACH = 2.0  # and within which, live, they are rivals,
@@ -86,7 +87,7 @@ def _compiled_nearest(live: np.ndarray, normals: np.ndarray, rest: np.ndarray, r
     axis = int(np.ptp(live, axis=0).argmax()) if len(live) else 0
     order = np.argsort(live[:, axis], kind="stable")
     x, n, r, result = live[order], normals[order], rest[order], np.empty(len(live))
-    over_rows(len(x), lambda first, last: solver_loops.nearest_rival(first, last, x, n, r, axis, reach**2, apart**2, CLOSER**2, COSINE, result))
+    over_rows(len(x), lambda first, last: solver_loops.nearest_rival(first, last, x, n, r, axis, reach**2, apart**2, CLOSER**2, COSINE, result), ROWS)
     back = np.empty_like(result)
     back[order] = result
     return back

@@ -29,8 +29,8 @@ def each(tasks: Sequence[Callable[[], None]]) -> None:
             future.result()
 
 
-def over_rows(rows: int, loop: Callable[[int, int], None]) -> None:
-    """Run loop(first, last) over pieces of range(rows), one per thread."""
-    pieces = min(torch.get_num_threads(), max(1, rows // LEAST))
+def over_rows(rows: int, loop: Callable[[int, int], None], least: int = LEAST) -> None:
+    """Run loop(first, last) over pieces of range(rows), one per thread; none is worth fewer than `least` rows."""
+    pieces = min(torch.get_num_threads(), max(1, rows // least))
     edges = [round(i * rows / pieces) for i in range(pieces + 1)]
     each([partial(loop, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)])
