@@ -12,17 +12,12 @@ from torch import Tensor
 
 from instant_nk.errors import NumericalError
 from instant_nk.fitting.deformation_solver import Evidence, arrays, compiled, loops
-from instant_nk.geometry.neighbours import NearestPoints
+from instant_nk.geometry.neighbours import NearestPoints, evenly
 from instant_nk.io.observation import Observation
 from instant_nk.kernels._threads import each
 
 ROOM = 1024  # an observation's points are padded to a multiple of it on a GPU
 FAR = 100.0  # scene units: where padding lies
-
-
-def evenly(count: int, wanted: int, device: torch.device) -> Tensor:
-    """`wanted` of `count` rows, evenly spread, i64; all when there are no more."""
-    return torch.linspace(0, count - 1, min(wanted, count), dtype=torch.float64).round().long().to(device)
 
 
 @dataclass

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, evenly, planes, point_areas, pull, soft_displacement
+from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, planes, point_areas, pull, soft_displacement
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, compiled, edge_weights, orthonormal, rigidity_errors, step, wholeness
 from instant_nk.fitting.frame_images import FrameImages, Views
 from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colours, add_silhouettes, look
 from instant_nk.fitting.repeated import repeat
 from instant_nk.fitting.rigid_alignment import align, misfit
+from instant_nk.geometry.neighbours import evenly
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
 PLACED = 0.5  # progress from which the surface is near enough that parts which lie at each other are rivals, and not merely on their way

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Target, closest_both_ways, evenly, planes, welsch
+from instant_nk.fitting.correspondences import Target, closest_both_ways, planes, welsch
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.repeated import repeat
-from instant_nk.geometry.neighbours import NearestPoints
+from instant_nk.geometry.neighbours import NearestPoints, evenly
 from instant_nk.geometry.rotations import project_to_so3, so3_exp
 
 POINTS = 400  # of the surface and of the observation, enough for six unknowns

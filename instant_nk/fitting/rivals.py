@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instant_nk.geometry.neighbours import NearestPoints
+from instant_nk.geometry.neighbours import NearestPoints, evenly
 from instant_nk.kernels._threads import over_rows
 
 PROBES = 1000  # points that stand for the surface
@@ -44,7 +44,7 @@ class Probes:
     @staticmethod
     def build(points: Tensor, spacing: float) -> Probes:
         """Probes among points [N, 3] that are spread evenly; `spacing` of the nodes."""
-        pick = torch.linspace(0, len(points) - 1, min(PROBES, len(points)), dtype=torch.float64).round().long().to(points.device)
+        pick = evenly(len(points), PROBES, points.device)
         rest = points[pick]
         distance, near = NearestPoints(rest).query(points, min(NEIGHBOURS, len(rest)))
         share = 1 / (distance + 1e-3 * spacing)

@@ -15,6 +15,11 @@ from torch import Tensor
 TILE = 1 << 26  # distances held at once on the GPU: 512 MiB
 
 
+def evenly(count: int, wanted: int, device: torch.device) -> Tensor:
+    """`wanted` of `count` rows, evenly spread, i64; all when there are no more."""
+    return torch.linspace(0, count - 1, min(wanted, count), dtype=torch.float64).round().long().to(device)
+
+
 @dataclass(eq=False)
 class NearestPoints:
     """An index over `reference` points that answers k-nearest queries.
