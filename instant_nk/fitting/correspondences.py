@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from instant_nk.errors import NumericalError
-from instant_nk.fitting.deformation_solver import Evidence, arrays, compiled, loops
+from instant_nk.fitting.deformation_solver import Evidence, arrays, compiled, has_triton, in_memory, loops
 from instant_nk.geometry.neighbours import NearestPoints, evenly
 from instant_nk.io.observation import Observation
 from instant_nk.kernels._threads import each
@@ -139,11 +139,13 @@ def closest_both_ways(
     joint = target.features(points, normals, colours)
     if compiled(joint):
         return _compiled_closest(joint, points, normals, target, max_distance, min_cosine)
-    pairs = []
-    there = target.index.query(joint)[1][:, 0]
-    pairs.append((torch.arange(len(points), device=points.device), there))
-    back = NearestPoints(joint).query(target.index.reference)[1][:, 0]
-    pairs.append((back, torch.arange(len(target.points), device=points.device)))
+    if has_triton(joint):
+        from instant_nk.fitting import evidence_triton
+
+        there, back = evidence_triton.partners(joint.T.contiguous(), target.index.reference.T.contiguous()).long().split([len(joint), len(target.points)])
+    else:
+        there, back = target.index.query(joint)[1][:, 0], NearestPoints(joint).query(target.index.reference)[1][:, 0]
+    pairs = (torch.arange(len(points), device=points.device), there), (back, torch.arange(len(target.points), device=points.device))
     sources, targets, weights, kept = [], [], [], []
     balance = len(points) / target.number  # both directions weigh the same whatever the numbers of points
     for (s, t), share in zip(pairs, (1.0, balance)):
@@ -306,6 +308,10 @@ def soft_displacement(source: Cloud, target: Cloud, sigma: float) -> tuple[Tenso
     """
     if compiled(source.points):
         return _compiled_displacement(source, target, sigma)
+    if has_triton(source.points):
+        from instant_nk.fitting import transport_triton
+
+        return transport_triton.displacement(source, target, in_memory(sigma, source.area), ROUNDS, OUTLIER, NORMAL_SPREAD, COLOUR_SPREAD)
     mean, share = _transported(source, target, sigma, source.area.mean() / target.area.clamp_min(1e-30))
     own_mean, _ = _transported(source, source, sigma, torch.ones_like(source.area))
     return mean - own_mean, share.clamp_max(1.0)
@@ -362,5 +368,9 @@ def point_areas(points: Tensor, neighbours: int = 8) -> Tensor:
 
         reference = arrays(points)[0]
         return math.pi / max(k, 1) * torch.from_numpy(SearchTree(reference).query(reference, k + 1)[0][:, k])
+    if has_triton(points):
+        from instant_nk.fitting import transport_triton
+
+        return transport_triton.point_areas(points, k)
     distance = NearestPoints(points).query(points, k + 1)[0][:, k]
     return math.pi * distance.square() / max(k, 1)

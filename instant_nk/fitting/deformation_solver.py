@@ -223,9 +223,21 @@ def _has_numba() -> bool:
     return _backend.numba_installed()
 
 
-def _has_triton(tensor: Tensor) -> bool:
-    """Whether the normal matrix is gathered in Triton: on a GPU that can run it, unless the reference was asked for (`runtime.backend`)."""
+def has_triton(tensor: Tensor) -> bool:
+    """Whether Triton's kernels serve tensors like this one: on a GPU that can run it, unless the reference was asked for (`runtime.backend`)."""
     return tensor.is_cuda and _backend.selected() != "reference" and _backend.device_problem(tensor.device.index or 0) is None
+
+
+def _kernels():
+    """The same for a GPU."""
+    from instant_nk.fitting import solver_triton
+
+    return solver_triton
+
+
+def in_memory(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number as a tensor [] on the device, so that one kernel serves those that the host knows and those that it does not."""
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -301,7 +313,8 @@ class Pattern:
         edge_block: block of each edge's pair, i64 [E].
         diagonal: block of each node's own pair, i64 [M].
         first: where each block's pairs begin, i64 [U + 1].
-        plan: the sparse factorisation's; None where the system is solved densely: on a GPU, and without numba.
+        plan: the sparse factorisation's; None on a GPU, and where the system is solved densely for want of numba.
+        gather: what Triton's kernels walk along; None on the CPU.
     """
 
     left: Tensor
@@ -312,6 +325,7 @@ class Pattern:
     diagonal: Tensor
     first: Tensor
     plan: BlockCholesky | None
+    gather: Gather | None
 
     @staticmethod
     def build(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray, device: str) -> Pattern:
@@ -326,15 +340,56 @@ class Pattern:
         blocks = np.stack([unique // m, unique % m], 1)
         target = np.searchsorted(unique, key)
         order = np.argsort(target, kind="stable")
+        edge_block, diagonal = np.searchsorted(unique, pairs[:, 0] * m + pairs[:, 1]), np.searchsorted(unique, np.arange(m) * (m + 1))
+        on_cpu = torch.device(device).type == "cpu"
 
         def index(x: np.ndarray) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(x), device=device)
 
         return Pattern(
             index((point * k + i[slot])[order]), index((point * k + j[slot])[order]), index(target[order]), index(blocks),
-            index(np.searchsorted(unique, pairs[:, 0] * m + pairs[:, 1])), index(np.searchsorted(unique, np.arange(m) * (m + 1))),
-            index(np.searchsorted(target[order], np.arange(len(unique) + 1))),
-            BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if torch.device(device).type == "cpu" and _has_numba() else None,
+            index(edge_block), index(diagonal), index(np.searchsorted(target[order], np.arange(len(unique) + 1))),
+            BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if on_cpu and _has_numba() else None,
+            None if on_cpu else Gather.build(m, blocks, edge, edge_block, diagonal, device),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gather:
+    """The pattern by rows and by blocks, so that each sum has one place that gathers it.
+
+    Attributes:
+        own: node whose own block each is, -1 between two nodes, i64 [U].
+        link_start, link: what edges add to each block, i64 [U + 1] and i64 [3 E]: thrice the edge, plus 0 in i's own block, 1 in j's, 2 between them.
+        row_start, column, entry: by rows of nodes, i32 [M + 1], and i32 [Q] the other node and twice the block, plus 1 where it is transposed.
+    """
+
+    own: Tensor
+    link_start: Tensor
+    link: Tensor
+    row_start: Tensor
+    column: Tensor
+    entry: Tensor
+
+    @staticmethod
+    def build(m: int, blocks: np.ndarray, edge: np.ndarray, edge_block: np.ndarray, diagonal: np.ndarray, device: str) -> Gather:
+        u, e = len(blocks), len(edge)
+        own = np.full(u, -1)
+        own[diagonal] = np.arange(m)
+        place = np.concatenate([diagonal[edge[:, 0]], diagonal[edge[:, 1]], edge_block])
+        by_block = np.argsort(place, kind="stable")
+        link = np.concatenate([3 * np.arange(e), 3 * np.arange(e) + 1, 3 * np.arange(e) + 2])
+        between = np.flatnonzero(blocks[:, 0] != blocks[:, 1])
+        row, column = np.concatenate([blocks[:, 0], blocks[between, 1]]), np.concatenate([blocks[:, 1], blocks[between, 0]])
+        by_row = np.argsort(row, kind="stable")
+
+        def index(x: np.ndarray, kind: type = np.int64) -> Tensor:
+            return torch.as_tensor(x.astype(kind), device=device)
+
+        return Gather(
+            index(own), index(np.searchsorted(place[by_block], np.arange(u + 1))), index(link[by_block]),
+            index(np.searchsorted(row[by_row], np.arange(m + 1)), np.int32), index(column[by_row], np.int32),
+            index(np.concatenate([2 * np.arange(u), 2 * between + 1])[by_row], np.int32),
         )  # fmt: skip
 
 
@@ -406,6 +461,8 @@ def edge_weights(body: Body, pose: Pose, rigidity: float, softening: float) -> T
         weight = np.empty(len(body.edge))
         loops().relaxed(*arrays(body.edge, body.nodes, pose.rotations, pose.translations, body.stiffness), rigidity, softening, weight)
         return torch.from_numpy(weight)
+    if len(body.edge) and has_triton(body.nodes):
+        return _kernels().edge_weights(body, pose, rigidity, softening)
     forward, backward = rigidity_errors(body, pose)
     rest = (body.nodes[body.edge[:, 1]] - body.nodes[body.edge[:, 0]]).square().sum(-1).clamp_min(1e-20)
     strain = 0.5 * (forward.square().sum(-1) + backward.square().sum(-1)) / rest
@@ -423,14 +480,9 @@ def _normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: T
 
     arm = small_matmul(pose.rotations[body.anchors], (body.points[:, None] - body.nodes[body.anchors])[..., None]).squeeze(-1)
     jacobian = body.weights[..., None, None] * torch.cat([-skew(arm), eye.expand(*arm.shape[:2], 3, 3)], -1)  # [N, K, 3, 6]
-    if _has_triton(body.points):
-        from instant_nk.fitting import solver_triton
-
-        blocks = solver_triton.point_blocks(pattern.first, pattern.left, pattern.right, arm, body.weights, evidence.hessian)
-    else:
-        pulled = small_matmul(evidence.hessian[:, None], jacobian).reshape(-1, 3, 6)
-        across = jacobian.transpose(-1, -2).reshape(-1, 6, 3)
-        blocks.index_add_(0, pattern.target, small_matmul(across.index_select(0, pattern.left), pulled.index_select(0, pattern.right)))
+    pulled = small_matmul(evidence.hessian[:, None], jacobian).reshape(-1, 3, 6)
+    across = jacobian.transpose(-1, -2).reshape(-1, 6, 3)
+    blocks.index_add_(0, pattern.target, small_matmul(across.index_select(0, pattern.left), pulled.index_select(0, pattern.right)))
     rhs.index_add_(0, body.anchors.reshape(-1), -small_matmul(jacobian.transpose(-1, -2), evidence.gradient[:, None, :, None]).reshape(-1, 6))
 
     i, j = body.edge.unbind(1)
@@ -506,6 +558,11 @@ def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, dampin
     Returns:
         the new pose and the length of the step taken (0: no step lowered the energy); on a GPU a tensor, for which nobody has waited.
     """
+    if has_triton(body.points):
+        kernels = _kernels()
+        twists = kernels.solve(body, *kernels.normal_equations(body, pose, evidence, edge_weight), damping)
+        rotations, translations, length = kernels.search_line(body, pose, evidence, edge_weight, twists, tries)
+        return Pose(rotations, translations), length
     blocks, rhs = _normal_equations(body, pose, evidence, edge_weight)
     own = body.pattern.diagonal[:, None], torch.arange(6, device=blocks.device), torch.arange(6, device=blocks.device)
     blocks, own = (blocks.numpy(), arrays(*own)) if compiled(blocks) else (blocks, own)

@@ -10,13 +10,14 @@ import torch
 from instant_nk.fitting import meshing
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, orthonormal, step, warp
-from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, move_coarsely, register_from, register_near, surface_evidence
+from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, move_coarsely, register_from, register_near, rehearsals, surface_evidence
 from instant_nk.geometry import spaces, surface
 from instant_nk.geometry.depth_map import SeenSpace
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
 from instant_nk.io.observation import Observation
 from instant_nk.io.surface_file import Surface
+from instant_nk.kernels.ahead import compile_side_by_side
 from instant_nk.models import deformation_graph
 
 GREY = 0.5
@@ -85,6 +86,7 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     coloured = settings.colours and source.colours is not None and target.colours is not None
     graph = _graph(source, points, settings)
     body = _body(graph, source, points, coloured, settings.max_points, device, seed)
+    compile_side_by_side(rehearsals(body, settings.options), torch.device(device), ("registration", device, *body.anchors.shape[1:]))
     observed = _observe(target, goal, coloured, settings.max_points, seed)
     options = settings.options
     prepared = Target.from_observation(observed, settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)

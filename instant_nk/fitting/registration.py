@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, replace
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, planes, point_areas, pull, soft_displacement
-from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, compiled, edge_weights, orthonormal, rigidity_errors, step, wholeness
+from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, compiled, edge_weights, has_triton, orthonormal, rigidity_errors, step, wholeness
 from instant_nk.fitting.frame_images import FrameImages, Views
 from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colours, add_silhouettes, look
 from instant_nk.fitting.repeated import repeat
 from instant_nk.fitting.rigid_alignment import align, misfit
-from instant_nk.geometry.neighbours import evenly
+from instant_nk.geometry.neighbours import NearestPoints, evenly
+from instant_nk.kernels.ahead import Call
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
 PLACED = 0.5  # progress from which the surface is near enough that parts which lie at each other are rivals, and not merely on their way
@@ -86,8 +88,24 @@ class Fit:
     converged: bool
 
 
+def placed(body: Body, pose: Pose) -> tuple[Tensor, Tensor, Tensor]:
+    """Live surface points [N, 3], their normals [N, 3] and their wholeness [N]."""
+    if has_triton(body.points):
+        from instant_nk.fitting import evidence_triton
+
+        return evidence_triton.place(body, pose)[:3]
+    return body.warp(pose), body.warp_normals(pose), wholeness(body, pose)
+
+
 def surface_evidence(body: Body, pose: Pose, target: Target, options: Options, progress: float | Tensor, share: float = 1.0) -> Evidence:
     """Evidence of the observed surface at this pose; `progress` in [0, 1] anneals the gates and the kernel, `share` is a factor on its weight."""
+    if has_triton(body.points):
+        from instant_nk.fitting import evidence_triton
+
+        evidence, heaviness = Evidence.none(body), share * len(body.nodes) / len(body.points)
+        given = options.max_distance * body.spacing, options.min_cosine, options.tangential, heaviness, PLACED, progress
+        evidence_triton.add_surface(evidence, body, pose, target, *given)
+        return evidence
     live, normals = body.warp(pose), body.warp_normals(pose)
     reach = options.max_distance * body.spacing * (1 - 0.7 * progress)
     matches = closest_both_ways(live, normals, body.colours, target, reach, options.min_cosine, padded=live.is_cuda)
@@ -120,14 +138,28 @@ def _assign_once(
     rotations: Tensor, translations: Tensor, sigma: float | Tensor, body: Body, pick: Tensor, goal: Cloud, options: Options, spacing: float
 ) -> tuple[Tensor, Tensor]:
     pose = Pose(rotations, translations)
-    live = body.warp(pose)[pick]
-    cloud = Cloud(live, body.warp_normals(pose)[pick], body.colours[pick], point_areas(live))
-    displacement, share = soft_displacement(cloud, goal, sigma * spacing)
+    live, normals, whole = (part[pick] for part in placed(body, pose))
+    displacement, share = soft_displacement(Cloud(live, normals, body.colours[pick], point_areas(live)), goal, sigma * spacing)
     evidence = Evidence.none(body)
-    evidence.add_positions(pick, -displacement, wholeness(body, pose)[pick] * share * (len(body.nodes) / len(pick)))
+    evidence.add_positions(pick, -displacement, whole * share * (len(body.nodes) / len(pick)))
     rigidity = options.soft_rigidity * (sigma / options.soft_end) ** 2
     pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
     return pose.rotations, pose.translations
+
+
+def rehearsals(body: Body, options: Options) -> list[Call]:
+    """Calls that launch the kernels of a registration on either level, for `kernels.ahead`; they need no observation."""
+
+    def once(level: Body) -> None:
+        level, rest, ones = replace(level, coarse=None), Pose.identity(level), torch.ones_like(level.whole)
+        own, number = torch.cat([level.points, level.colours, level.normals], 1), ones.sum()
+        itself = Target(level.points, level.normals, level.colours, ones, ones > 0, 1.0, 1.0, number, NearestPoints(own), len(ones))
+        pick = evenly(len(ones), options.soft_points, ones.device)
+        goal = Cloud(level.points[pick], level.normals[pick], level.colours[pick], ones[pick])
+        _assign_once(rest.rotations, rest.translations, level.spacing, level, pick, goal, options, level.spacing)
+        _match_once(rest.rotations, rest.translations, 1.0, options.rigidity, level, itself, options)
+
+    return [functools.partial(once, level) for level in ([body] if body.coarse is None else [body, body.coarse.body])]
 
 
 def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float) -> Pose:

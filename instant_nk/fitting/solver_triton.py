@@ -1,31 +1,123 @@
-"""The normal matrix's part from surface points as a Triton kernel: a program gathers one 6 x 6 block, so that nothing is added atomically."""
+"""A Gauss-Newton step of `deformation_solver` as Triton kernels, double precision; the torch code there is the definition.
+
+Eight launches instead of some 350: the normal matrix is gathered block by block, so that nothing is added atomically; it is solved by conjugate
+gradients, which need some thirty products with the sparse matrix where a dense factorisation takes ten times as long; the halved steps of the line
+search are tried at once. Sums run in the same order at every call.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from instant_nk.fitting.deformation_solver import in_memory
 from instant_nk.kernels import _backend
+from instant_nk.kernels._triton_memory import launched, load3, multiprocessors, store3
 
-LANES = 32  # pairs of anchors looked at side by side
+if TYPE_CHECKING:
+    from instant_nk.fitting.deformation_solver import Body, Evidence, Pose
+
+LANES = 32  # pairs of anchors, or edges, looked at side by side
+ROWS = 64  # points, nodes or edges of a program
+TILE = 4  # nodes whose rows of the matrix are multiplied side by side,
+ENTRIES = 32  # and blocks of each
+TOLERANCE = 1e-6  # of the residual, in the preconditioner's norm, at which a system counts as solved
+ROUNDS = 1000  # products at most; what is found by then still lowers the energy
 
 
 @triton.jit
-def _point_blocks(first, left, right, arm, weights, hessian, blocks, KNN: tl.constexpr, LANES: tl.constexpr):
+def _turned(rotations, node, x, y, z, live):
+    """R x of each node's rotation."""
+    r = rotations + node * 9
+    a = tl.load(r, mask=live, other=0.0) * x + tl.load(r + 1, mask=live, other=0.0) * y + tl.load(r + 2, mask=live, other=0.0) * z
+    b = tl.load(r + 3, mask=live, other=0.0) * x + tl.load(r + 4, mask=live, other=0.0) * y + tl.load(r + 5, mask=live, other=0.0) * z
+    c = tl.load(r + 6, mask=live, other=0.0) * x + tl.load(r + 7, mask=live, other=0.0) * y + tl.load(r + 8, mask=live, other=0.0) * z
+    return a, b, c
+
+
+@triton.jit
+def _edge(edge, e, nodes, rotations, translations, live):
+    """R_i rest, R_j rest, both residuals and the squared length at rest of each edge."""
+    i, j = tl.load(edge + 2 * e, mask=live, other=0), tl.load(edge + 2 * e + 1, mask=live, other=0)
+    ix, iy, iz = load3(nodes, i, live)
+    jx, jy, jz = load3(nodes, j, live)
+    x, y, z = jx - ix, jy - iy, jz - iz
+    ix, iy, iz = load3(translations, i, live)
+    jx, jy, jz = load3(translations, j, live)
+    u, v, w = x + jx - ix, y + jy - iy, z + jz - iz
+    px, py, pz = _turned(rotations, i, x, y, z, live)
+    qx, qy, qz = _turned(rotations, j, x, y, z, live)
+    return px, py, pz, qx, qy, qz, px - u, py - v, pz - w, u - qx, v - qy, w - qz, x * x + y * y + z * z
+
+
+@launched(do_not_specialize=["count"])
+def _relax_edges(edge, nodes, rotations, translations, stiffness, rigidity, softening, weight, count, ROWS: tl.constexpr):
+    e = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = e < count
+    px, py, pz, qx, qy, qz, fx, fy, fz, bx, by, bz, square = _edge(edge, e, nodes, rotations, translations, live)
+    strain = 0.5 * (fx * fx + fy * fy + fz * fz + bx * bx + by * by + bz * bz) / tl.maximum(square, 1e-20)
+    ease = 1 + strain / (softening * softening)
+    tl.store(weight + e, tl.load(rigidity) * tl.load(stiffness + e, mask=live, other=0.0) / (ease * ease), mask=live)
+
+
+def edge_weights(body: Body, pose: Pose, rigidity: float | Tensor, softening: float) -> Tensor:
+    """See `deformation_solver.edge_weights`."""
+    weight = torch.empty_like(body.stiffness)
+    with _backend.on(weight):
+        _relax_edges[(triton.cdiv(len(weight), ROWS),)](
+            body.edge, body.nodes, pose.rotations.contiguous(), pose.translations.contiguous(), body.stiffness, in_memory(rigidity, weight), softening, weight, len(weight), ROWS=ROWS,
+        )  # fmt: skip
+    return weight
+
+
+@launched(do_not_specialize=["count"])
+def _lay_arms(points, anchors, nodes, rotations, arm, count, KNN: tl.constexpr, ROWS: tl.constexpr):
+    """`R_k (x - g_k)`, [N, K, 3]."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = n < count
+    x, y, z = load3(points, n, live)
+    for k in tl.static_range(KNN):
+        node = tl.load(anchors + n * KNN + k, mask=live, other=0)
+        gx, gy, gz = load3(nodes, node, live)
+        a, b, c = _turned(rotations, node, x - gx, y - gy, z - gz, live)
+        store3(arm, n * KNN + k, a, b, c, live)
+
+
+@launched(do_not_specialize=["count"])
+def _lay_edges(edge, nodes, rotations, translations, table, count, ROWS: tl.constexpr):
+    """R_i rest, R_j rest and both residuals, [E, 4, 3]."""
+    e = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = e < count
+    px, py, pz, qx, qy, qz, fx, fy, fz, bx, by, bz, _ = _edge(edge, e, nodes, rotations, translations, live)
+    store3(table, 4 * e, px, py, pz, live)
+    store3(table, 4 * e + 1, qx, qy, qz, live)
+    store3(table, 4 * e + 2, fx, fy, fz, live)
+    store3(table, 4 * e + 3, bx, by, bz, live)
+
+
+@launched()
+def _gather_system(
+    first, left, right, arm, weights, hessian, gradient, link_start, link, table, edge_weight, own, blocks, rhs, KNN: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
     u = tl.program_id(0)
     begin, end = tl.load(first + u), tl.load(first + u + 1)
+    node = tl.load(own + u)
     zero = tl.zeros((LANES,), tl.float64)
     a00, a01, a02, a10, a11, a12, a20, a21, a22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     b00, b01, b02, b10, b11, b12, b20, b21, b22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     c00, c01, c02, c10, c11, c12, c20, c21, c22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     d00, d01, d02, d11, d12, d22 = zero, zero, zero, zero, zero, zero
-    for q in range(begin, end, LANES):
-        at = q + tl.arange(0, LANES)
-        valid = at < end
-        i, j = tl.load(left + at, mask=valid, other=0), tl.load(right + at, mask=valid, other=0)
-        w = tl.load(weights + i, mask=valid, other=0.0) * tl.load(weights + j, mask=valid, other=0.0)
+    r0, r1, r2, r3, r4, r5 = zero, zero, zero, zero, zero, zero
+    for at in range(begin, end, LANES):
+        q = at + tl.arange(0, LANES)
+        valid = q < end
+        i, j = tl.load(left + q, mask=valid, other=0), tl.load(right + q, mask=valid, other=0)
+        wi = tl.load(weights + i, mask=valid, other=0.0)
+        w = wi * tl.load(weights + j, mask=valid, other=0.0)
         h = hessian + (i // KNN) * 9
         h00, h01, h02 = w * tl.load(h), w * tl.load(h + 1), w * tl.load(h + 2)
         h11, h12, h22 = w * tl.load(h + 4), w * tl.load(h + 5), w * tl.load(h + 8)
@@ -43,17 +135,49 @@ def _point_blocks(first, left, right, arm, weights, hessian, blocks, KNN: tl.con
         b20, b21, b22 = b20 + ax * h01 - ay * h00, b21 + ax * h11 - ay * h01, b22 + ax * h12 - ay * h02
         c00, c01, c02, c10, c11, c12, c20, c21, c22 = c00 + m00, c01 + m01, c02 + m02, c10 + m10, c11 + m11, c12 + m12, c20 + m20, c21 + m21, c22 + m22
         d00, d01, d02, d11, d12, d22 = d00 + h00, d01 + h01, d02 + h02, d11 + h11, d12 + h12, d22 + h22
+        if node >= 0:  # a node's own block lists each of its points once
+            gx, gy, gz = load3(gradient, i // KNN, valid)
+            r0, r1, r2 = r0 - wi * (ay * gz - az * gy), r1 - wi * (az * gx - ax * gz), r2 - wi * (ax * gy - ay * gx)
+            r3, r4, r5 = r3 - wi * gx, r4 - wi * gy, r5 - wi * gz
+    begin, end = tl.load(link_start + u), tl.load(link_start + u + 1)
+    for at in range(begin, end, LANES):
+        q = at + tl.arange(0, LANES)
+        valid = q < end
+        code = tl.load(link + q, mask=valid, other=0)
+        e, role = code // 3, code % 3  # of the edge in this block: 0 from i to itself, 1 from j to itself, 2 between the two
+        w = tl.load(edge_weight + e, mask=valid, other=0.0)
+        px, py, pz = load3(table, 4 * e, valid)
+        qx, qy, qz = load3(table, 4 * e + 1, valid)
+        if node >= 0:
+            x, y, z = tl.where(role == 0, px, qx), tl.where(role == 0, py, qy), tl.where(role == 0, pz, qz)
+            s = tl.where(role == 0, w, -w)
+            a00, a11, a22 = a00 + w * (y * y + z * z), a11 + w * (x * x + z * z), a22 + w * (x * x + y * y)
+            a01, a10, a02, a20, a12, a21 = a01 - w * x * y, a10 - w * x * y, a02 - w * x * z, a20 - w * x * z, a12 - w * y * z, a21 - w * y * z
+            b01, b02, b10, b12, b20, b21 = b01 - s * z, b02 + s * y, b10 + s * z, b12 - s * x, b20 - s * y, b21 + s * x
+            c10, c20, c01, c21, c02, c12 = c10 - s * z, c20 + s * y, c01 + s * z, c21 - s * x, c02 - s * y, c12 + s * x
+            d00, d11, d22 = d00 + 2 * w, d11 + 2 * w, d22 + 2 * w
+            fx, fy, fz = load3(table, 4 * e + 2, valid)
+            bx, by, bz = load3(table, 4 * e + 3, valid)
+            gx, gy, gz = tl.where(role == 0, fx, bx), tl.where(role == 0, fy, by), tl.where(role == 0, fz, bz)
+            r0, r1, r2 = r0 - s * (y * gz - z * gy), r1 - s * (z * gx - x * gz), r2 - s * (x * gy - y * gx)
+            r3, r4, r5 = r3 - s * (fx - bx), r4 - s * (fy - by), r5 - s * (fz - bz)
+        else:
+            b01, b02, b10, b12, b20, b21 = b01 + w * pz, b02 - w * py, b10 - w * pz, b12 + w * px, b20 + w * py, b21 - w * px
+            c01, c02, c10, c12, c20, c21 = c01 + w * qz, c02 - w * qy, c10 - w * qz, c12 + w * qx, c20 + w * qy, c21 - w * qx
+            d00, d11, d22 = d00 - 2 * w, d11 - 2 * w, d22 - 2 * w
     o = blocks + u.to(tl.int64) * 36
-    _store(o, a00, a01, a02, b00, b01, b02)
-    _store(o + 6, a10, a11, a12, b10, b11, b12)
-    _store(o + 12, a20, a21, a22, b20, b21, b22)
-    _store(o + 18, c00, c01, c02, d00, d01, d02)
-    _store(o + 24, c10, c11, c12, d01, d11, d12)
-    _store(o + 30, c20, c21, c22, d02, d12, d22)
+    _store6(o, a00, a01, a02, b00, b01, b02)
+    _store6(o + 6, a10, a11, a12, b10, b11, b12)
+    _store6(o + 12, a20, a21, a22, b20, b21, b22)
+    _store6(o + 18, c00, c01, c02, d00, d01, d02)
+    _store6(o + 24, c10, c11, c12, d01, d11, d12)
+    _store6(o + 30, c20, c21, c22, d02, d12, d22)
+    if node >= 0:
+        _store6(rhs + 6 * node, r0, r1, r2, r3, r4, r5)
 
 
 @triton.jit
-def _store(row, v0, v1, v2, v3, v4, v5):
+def _store6(row, v0, v1, v2, v3, v4, v5):
     tl.store(row, tl.sum(v0, 0))
     tl.store(row + 1, tl.sum(v1, 0))
     tl.store(row + 2, tl.sum(v2, 0))
@@ -62,10 +186,346 @@ def _store(row, v0, v1, v2, v3, v4, v5):
     tl.store(row + 5, tl.sum(v5, 0))
 
 
-def point_blocks(first: Tensor, left: Tensor, right: Tensor, arm: Tensor, weights: Tensor, hessian: Tensor) -> Tensor:
-    """What the points say, as upper blocks f64 [U, 6, 6]; arguments as in `solver_loops.point_blocks`."""
-    blocks = torch.empty(len(first) - 1, 6, 6, dtype=torch.float64, device=arm.device)
-    inputs = (first, left, right, arm.contiguous(), weights.contiguous(), hessian.contiguous())
+def normal_equations(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper blocks f64 [U, 6, 6] and right-hand side [M, 6]; see `deformation_solver._normal_equations`."""
+    pattern, gather, knn = body.pattern, body.pattern.gather, body.anchors.shape[1]
+    arm = body.points.new_empty(len(body.points), knn, 3)
+    table = body.points.new_empty(len(body.edge), 4, 3)
+    blocks, rhs = body.points.new_empty(len(pattern.blocks), 6, 6), torch.empty(len(body.nodes), 6, dtype=arm.dtype, device=arm.device)
+    motion = body.nodes, pose.rotations.contiguous(), pose.translations.contiguous()
     with _backend.on(arm):
-        _point_blocks[(len(blocks),)](*inputs, blocks, KNN=weights.shape[1], LANES=LANES, num_warps=1)
-    return blocks
+        _lay_arms[(triton.cdiv(len(arm), ROWS),)](body.points, body.anchors, *motion[:2], arm, len(arm), KNN=knn, ROWS=ROWS)
+        if len(table):
+            _lay_edges[(triton.cdiv(len(table), ROWS),)](body.edge, *motion, table, len(table), ROWS=ROWS)
+        _gather_system[(len(blocks),)](
+            pattern.first, pattern.left, pattern.right, arm, body.weights, evidence.hessian.contiguous(), evidence.gradient.contiguous(),
+            gather.link_start, gather.link, table, edge_weight, gather.own, blocks, rhs, KNN=knn, LANES=LANES, num_warps=1,
+        )  # fmt: skip
+    return blocks, rhs
+
+
+@triton.jit
+def _meet(counter, arrived, PROGRAMS: tl.constexpr):
+    """All programs wait here until `arrived` have come; what each wrote before, the others see behind."""
+    tl.debug_barrier()
+    if PROGRAMS > 1:
+        seen = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") + 1
+        while seen < arrived:  # looking is cheaper than counting: only the last look has to order what follows
+            seen = tl.load(counter, volatile=True)
+        tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+        tl.debug_barrier()
+
+
+@triton.jit
+def _total(partial, PROGRAMS: tl.constexpr, ROOM: tl.constexpr):
+    """What all programs found, added up in their order."""
+    at = tl.arange(0, ROOM)
+    return tl.sum(tl.load(partial + at, mask=at < PROGRAMS, other=0.0, cache_modifier=".cg"), 0)
+
+
+@triton.jit
+def _inverse(a, b, c, d, e, f):
+    """Of symmetric matrices [[a, b, c], [b, d, e], [c, e, f]]: the same six entries."""
+    p, q, r = d * f - e * e, c * e - b * f, b * e - c * d
+    s = 1.0 / (a * p + b * q + c * r)
+    return s * p, s * q, s * r, s * (a * f - c * c), s * (b * c - a * e), s * (a * d - b * b)
+
+
+@triton.jit
+def _invert_own(block, result, live, t0, t1, t2, t3, t4, t5):
+    """Inverse of symmetric 6 x 6 blocks with t added to their diagonals, by halves (Schur)."""
+    p00, p01, p02 = tl.load(block, mask=live, other=1.0) + t0, tl.load(block + 1, mask=live, other=0.0), tl.load(block + 2, mask=live, other=0.0)
+    p11, p12 = tl.load(block + 7, mask=live, other=1.0) + t1, tl.load(block + 8, mask=live, other=0.0)
+    p22 = tl.load(block + 14, mask=live, other=1.0) + t2
+    q00, q01, q02 = tl.load(block + 3, mask=live, other=0.0), tl.load(block + 4, mask=live, other=0.0), tl.load(block + 5, mask=live, other=0.0)
+    q10, q11, q12 = tl.load(block + 9, mask=live, other=0.0), tl.load(block + 10, mask=live, other=0.0), tl.load(block + 11, mask=live, other=0.0)
+    q20, q21, q22 = tl.load(block + 15, mask=live, other=0.0), tl.load(block + 16, mask=live, other=0.0), tl.load(block + 17, mask=live, other=0.0)
+    i00, i01, i02, i11, i12, i22 = _inverse(p00, p01, p02, p11, p12, p22)
+    x00, x01, x02 = i00 * q00 + i01 * q10 + i02 * q20, i00 * q01 + i01 * q11 + i02 * q21, i00 * q02 + i01 * q12 + i02 * q22
+    x10, x11, x12 = i01 * q00 + i11 * q10 + i12 * q20, i01 * q01 + i11 * q11 + i12 * q21, i01 * q02 + i11 * q12 + i12 * q22
+    x20, x21, x22 = i02 * q00 + i12 * q10 + i22 * q20, i02 * q01 + i12 * q11 + i22 * q21, i02 * q02 + i12 * q12 + i22 * q22
+    s00 = tl.load(block + 21, mask=live, other=1.0) + t3 - (q00 * x00 + q10 * x10 + q20 * x20)
+    s01 = tl.load(block + 22, mask=live, other=0.0) - (q00 * x01 + q10 * x11 + q20 * x21)
+    s02 = tl.load(block + 23, mask=live, other=0.0) - (q00 * x02 + q10 * x12 + q20 * x22)
+    s11 = tl.load(block + 28, mask=live, other=1.0) + t4 - (q01 * x01 + q11 * x11 + q21 * x21)
+    s12 = tl.load(block + 29, mask=live, other=0.0) - (q01 * x02 + q11 * x12 + q21 * x22)
+    s22 = tl.load(block + 35, mask=live, other=1.0) + t5 - (q02 * x02 + q12 * x12 + q22 * x22)
+    j00, j01, j02, j11, j12, j22 = _inverse(s00, s01, s02, s11, s12, s22)
+    y00, y01, y02 = -(x00 * j00 + x01 * j01 + x02 * j02), -(x00 * j01 + x01 * j11 + x02 * j12), -(x00 * j02 + x01 * j12 + x02 * j22)
+    y10, y11, y12 = -(x10 * j00 + x11 * j01 + x12 * j02), -(x10 * j01 + x11 * j11 + x12 * j12), -(x10 * j02 + x11 * j12 + x12 * j22)
+    y20, y21, y22 = -(x20 * j00 + x21 * j01 + x22 * j02), -(x20 * j01 + x21 * j11 + x22 * j12), -(x20 * j02 + x21 * j12 + x22 * j22)
+    i00, i01, i02 = i00 - (y00 * x00 + y01 * x01 + y02 * x02), i01 - (y00 * x10 + y01 * x11 + y02 * x12), i02 - (y00 * x20 + y01 * x21 + y02 * x22)
+    i11, i12 = i11 - (y10 * x10 + y11 * x11 + y12 * x12), i12 - (y10 * x20 + y11 * x21 + y12 * x22)
+    i22 = i22 - (y20 * x20 + y21 * x21 + y22 * x22)
+    _row(result, i00, i01, i02, y00, y01, y02, live)
+    _row(result + 6, i01, i11, i12, y10, y11, y12, live)
+    _row(result + 12, i02, i12, i22, y20, y21, y22, live)
+    _row(result + 18, y00, y10, y20, j00, j01, j02, live)
+    _row(result + 24, y01, y11, y21, j01, j11, j12, live)
+    _row(result + 30, y02, y12, y22, j02, j12, j22, live)
+
+
+@triton.jit
+def _row(at, v0, v1, v2, v3, v4, v5, live):
+    tl.store(at, v0, mask=live)
+    tl.store(at + 1, v1, mask=live)
+    tl.store(at + 2, v2, mask=live)
+    tl.store(at + 3, v3, mask=live)
+    tl.store(at + 4, v4, mask=live)
+    tl.store(at + 5, v5, mask=live)
+
+
+@triton.jit
+def _precondition(inverse, r, z, first, last, TILE: tl.constexpr):
+    """z = D^-1 r of a program's own nodes; returns r . z."""
+    product = tl.zeros((), tl.float64)
+    for start in range(first, last, TILE):
+        n, a = start + tl.arange(0, TILE)[:, None], tl.arange(0, 8)[None]
+        live = (n < last) & (a < 6)
+        value = tl.zeros((TILE, 8), tl.float64)
+        for b in tl.static_range(6):
+            value += tl.load(inverse + n * 36 + a * 6 + b, mask=live, other=0.0) * tl.load(r + n * 6 + b, mask=n < last, other=0.0)
+        tl.store(z + n * 6 + a, value, mask=live, cache_modifier=".cg")
+        product += tl.sum(tl.sum(value * tl.load(r + n * 6 + a, mask=live, other=0.0), 1), 0)
+    return product
+
+
+@launched(do_not_specialize=["nodes", "rounds"])
+def _conjugate_gradients(
+    blocks, rhs, diagonal, row_start, entry, column, x, r, z, q, p, inverse, partial, counter, nodes, damping, tolerance, rounds,
+    PROGRAMS: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """Solve (A + damping) x = rhs by conjugate gradients, preconditioned by the nodes' own blocks; every program has some of the nodes.
+
+    A direction is made where it is multiplied, from z and the direction before, which lies in the other half of `p`: two meetings a round suffice.
+    """
+    program, unknowns = tl.program_id(0), 6 * nodes
+    each = tl.cdiv(nodes, PROGRAMS)
+    first = program * each
+    last = tl.minimum(first + each, nodes)
+    part = tl.arange(0, 8)
+    sums = tl.zeros((8,), tl.float64)
+    for start in range(0, nodes, 64):
+        n = start + tl.arange(0, 64)
+        at = tl.load(diagonal + n, mask=n < nodes, other=0)
+        sums += tl.sum(tl.load(blocks + at[:, None] * 36 + 7 * part[None], mask=(n < nodes)[:, None] & (part < 6)[None], other=0.0), 0)
+    scale = sums / nodes  # per unknown kind: rotations and translations have different units
+    added = damping * scale + 1e-12 * tl.max(scale, 0) + 1e-300
+    t0, t1, t2 = tl.sum(tl.where(part == 0, added, 0.0), 0), tl.sum(tl.where(part == 1, added, 0.0), 0), tl.sum(tl.where(part == 2, added, 0.0), 0)
+    t3, t4, t5 = tl.sum(tl.where(part == 3, added, 0.0), 0), tl.sum(tl.where(part == 4, added, 0.0), 0), tl.sum(tl.where(part == 5, added, 0.0), 0)
+    for start in range(first, last, TILE):
+        n = start + tl.arange(0, TILE)
+        own = tl.load(diagonal + n, mask=n < last, other=0)
+        _invert_own(blocks + own * 36, inverse + n * 36, n < last, t0, t1, t2, t3, t4, t5)
+        n, a = n[:, None], part[None]
+        live = (n < last) & (a < 6)
+        tl.store(r + n * 6 + a, tl.load(rhs + n * 6 + a, mask=live, other=0.0), mask=live)
+        tl.store(x + n * 6 + a, tl.zeros((TILE, 8), tl.float64), mask=live)
+        tl.store(p + n * 6 + a, tl.zeros((TILE, 8), tl.float64), mask=live, cache_modifier=".cg")
+    tl.debug_barrier()
+    tl.store(partial + program, _precondition(inverse, r, z, first, last, TILE), cache_modifier=".cg")
+    _meet(counter, PROGRAMS, PROGRAMS)
+    left = _total(partial, PROGRAMS, ROOM)
+    goal, beta = tolerance * tolerance * left, left * 0.0
+    done = tl.zeros((), tl.int32)
+    while (done < rounds) & (left > goal):
+        before, after = p + (done % 2) * unknowns, p + ((done + 1) % 2) * unknowns
+        product = tl.zeros((), tl.float64)
+        for start in range(first, last, TILE):
+            n = start + tl.arange(0, TILE)
+            begin, end = tl.load(row_start + n, mask=n < last, other=0), tl.load(row_start + n + 1, mask=n < last, other=0)
+            total = tl.zeros((TILE, ENTRIES, 8), tl.float64)
+            for offset in range(0, tl.max(end - begin, 0), ENTRIES):
+                e = begin[:, None] + offset + tl.arange(0, ENTRIES)[None]
+                valid = e < end[:, None]
+                there, code = tl.load(column + e, mask=valid, other=0), tl.load(entry + e, mask=valid, other=0)
+                block, flipped, a = blocks + (code // 2)[:, :, None] * 36, (code % 2)[:, :, None] == 1, part[None, None]
+                inside = valid[:, :, None] & (a < 6)
+                for b in tl.static_range(6):
+                    along = tl.load(z + there * 6 + b, mask=valid, other=0.0, cache_modifier=".cg")
+                    along += beta * tl.load(before + there * 6 + b, mask=valid, other=0.0, cache_modifier=".cg")
+                    total += tl.load(block + tl.where(flipped, b * 6 + a, a * 6 + b), mask=inside, other=0.0) * along[:, :, None]
+            n, a = n[:, None], part[None]
+            live = (n < last) & (a < 6)
+            own = tl.load(z + n * 6 + a, mask=live, other=0.0, cache_modifier=".cg")
+            own += beta * tl.load(before + n * 6 + a, mask=live, other=0.0, cache_modifier=".cg")
+            value = tl.sum(total, 1) + added[None] * own
+            tl.store(after + n * 6 + a, own, mask=live, cache_modifier=".cg")
+            tl.store(q + n * 6 + a, value, mask=live)
+            product += tl.sum(tl.sum(own * value, 1), 0)
+        tl.store(partial + ROOM + program, product, cache_modifier=".cg")
+        _meet(counter, (2 * done + 2) * PROGRAMS, PROGRAMS)
+        curvature = _total(partial + ROOM, PROGRAMS, ROOM)
+        alpha = tl.where(curvature > 0, left / curvature, float("nan"))  # not positive definite: the twists say so
+        for start in range(first, last, TILE):
+            n, a = start + tl.arange(0, TILE)[:, None], part[None]
+            live, at = (n < last) & (a < 6), n * 6 + a
+            tl.store(x + at, tl.load(x + at, mask=live, other=0.0) + alpha * tl.load(after + at, mask=live, other=0.0, cache_modifier=".cg"), mask=live)
+            tl.store(r + at, tl.load(r + at, mask=live, other=0.0) - alpha * tl.load(q + at, mask=live, other=0.0), mask=live)
+        tl.debug_barrier()
+        tl.store(partial + program, _precondition(inverse, r, z, first, last, TILE), cache_modifier=".cg")
+        _meet(counter, (2 * done + 3) * PROGRAMS, PROGRAMS)
+        now = _total(partial, PROGRAMS, ROOM)
+        beta, left = now / left, now
+        done += 1
+    if left != left:  # from the start, or since a direction without curvature
+        for start in range(first, last, TILE):
+            n, a = start + tl.arange(0, TILE)[:, None], part[None]
+            tl.store(x + n * 6 + a, tl.full((TILE, 8), float("nan"), tl.float64), mask=(n < last) & (a < 6))
+
+
+def _power_below(count: int) -> int:
+    """The largest power of two that is not larger: kernels are compiled for few numbers of programs."""
+    return 1 << (count.bit_length() - 1)
+
+
+def solve(body: Body, blocks: Tensor, rhs: Tensor, damping: float, programs: int | None = None) -> Tensor:
+    """Twists [M, 6] that solve the block system with its diagonal raised by `damping` as in `deformation_solver.step`.
+
+    Not a number where the matrix is not positive definite.
+
+    Args:
+        programs: that share the nodes and wait for each other; None: as many as the device runs side by side for certain.
+    """
+    gather, m = body.pattern.gather, len(body.nodes)
+    programs = programs or min(triton.next_power_of_2(triton.cdiv(m, TILE)), _power_below(multiprocessors(rhs.device)))
+    x, r, z, q = (torch.empty_like(rhs) for _ in range(4))
+    p, inverse = rhs.new_empty(2, m, 6), rhs.new_empty(m, 6, 6)
+    room = max(triton.next_power_of_2(programs), 2)
+    partial, counter = rhs.new_empty(2, room), torch.zeros(1, dtype=torch.int32, device=rhs.device)
+    together = {"launch_cooperative_grid": True} if programs > 1 else {}
+    with _backend.on(rhs):
+        _conjugate_gradients[(programs,)](
+            blocks, rhs, body.pattern.diagonal, gather.row_start, gather.entry, gather.column, x, r, z, q, p, inverse, partial, counter,
+            m, damping, TOLERANCE, ROUNDS, PROGRAMS=programs, ROOM=room, TILE=TILE, ENTRIES=ENTRIES, **together,
+        )  # fmt: skip
+    return x
+
+
+@launched(do_not_specialize=["count"])
+def _try_steps(twists, rotations, translations, turned, moved, count, TRIES: tl.constexpr, ROWS: tl.constexpr):
+    """Each node's motion after the step, after half of it and so on, [T, M, 3, 3] and [T, M, 3]; no node turns by more than a radian."""
+    steepest = tl.zeros((ROWS,), tl.float64)
+    for start in range(0, count, ROWS):
+        n = start + tl.arange(0, ROWS)
+        x, y, z = load3(twists, 2 * n, n < count)
+        steepest = tl.maximum(steepest, x * x + y * y + z * z)
+    longest = tl.minimum(1.0 / tl.maximum(tl.sqrt(tl.max(steepest, 0)), 1e-12), 1.0)
+    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = m < count
+    ox, oy, oz = load3(twists, 2 * m, live)
+    sx, sy, sz = load3(twists, 2 * m + 1, live)
+    tx, ty, tz = load3(translations, m, live)
+    length = longest
+    for t in tl.static_range(TRIES):
+        x, y, z = length * ox, length * oy, length * oz
+        squared = x * x + y * y + z * z
+        small = squared < 1e-4
+        safe = tl.where(small, 1.0, squared)
+        angle = tl.sqrt(safe)
+        one = tl.where(small, 1 - squared / 6 + squared * squared / 120, tl.sin(angle) / angle)
+        two = tl.where(small, 0.5 - squared / 24 + squared * squared / 720, (1 - tl.cos(angle)) / safe)
+        e00, e01, e02 = 1 - two * (y * y + z * z), two * x * y - one * z, two * x * z + one * y
+        e10, e11, e12 = two * x * y + one * z, 1 - two * (x * x + z * z), two * y * z - one * x
+        e20, e21, e22 = two * x * z - one * y, two * y * z + one * x, 1 - two * (x * x + y * y)
+        row = t * count + m
+        for b in tl.static_range(3):
+            r0, r1 = tl.load(rotations + m * 9 + b, mask=live, other=0.0), tl.load(rotations + m * 9 + 3 + b, mask=live, other=0.0)
+            r2 = tl.load(rotations + m * 9 + 6 + b, mask=live, other=0.0)
+            tl.store(turned + row * 9 + b, e00 * r0 + e01 * r1 + e02 * r2, mask=live)
+            tl.store(turned + row * 9 + 3 + b, e10 * r0 + e11 * r1 + e12 * r2, mask=live)
+            tl.store(turned + row * 9 + 6 + b, e20 * r0 + e21 * r1 + e22 * r2, mask=live)
+        store3(moved, row, tx + length * sx, ty + length * sy, tz + length * sz, live)
+        length = 0.5 * length
+
+
+@launched(do_not_specialize=["count", "edges", "knots", "own"])
+def _weigh_tries(
+    points, anchors, weights, nodes, rotations, translations, turned, moved, hessian, gradient, edge, edge_weight, energies,
+    count, edges, knots, own, TRIES: tl.constexpr, KNN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """What each try costs, a sum per program: the first `own` programs have the evidence of points, the others the rigidity of edges.
+
+    The last row is the rigidity of where the step began, where evidence costs nothing.
+    """
+    program, attempt = tl.program_id(0), tl.program_id(1)
+    begun = attempt == TRIES
+    n = program * ROWS + tl.arange(0, ROWS)
+    energy = tl.zeros((ROWS,), tl.float64)
+    there = turned + tl.where(begun, 0, attempt) * knots * 9
+    shifted = moved + tl.where(begun, 0, attempt) * knots * 3
+    if program < own:
+        live = n < tl.where(begun, 0, count)
+        x, y, z = load3(points, n, live)
+        dx, dy, dz = energy, energy, energy
+        for k in tl.static_range(KNN):
+            node, w = tl.load(anchors + n * KNN + k, mask=live, other=0), tl.load(weights + n * KNN + k, mask=live, other=0.0)
+            gx, gy, gz = load3(nodes, node, live)
+            ax, ay, az = _turned(there, node, x - gx, y - gy, z - gz, live)
+            bx, by, bz = _turned(rotations, node, x - gx, y - gy, z - gz, live)
+            sx, sy, sz = load3(shifted, node, live)
+            tx, ty, tz = load3(translations, node, live)
+            dx, dy, dz = dx + w * (ax - bx + sx - tx), dy + w * (ay - by + sy - ty), dz + w * (az - bz + sz - tz)
+        gx, gy, gz = load3(gradient, n, live)
+        hx, hy, hz = _turned(hessian, n, dx, dy, dz, live)
+        energy = dx * (0.5 * hx + gx) + dy * (0.5 * hy + gy) + dz * (0.5 * hz + gz)
+    else:
+        e = n - own * ROWS
+        live = e < edges
+        if begun:
+            there, shifted = rotations, translations
+        px, py, pz, qx, qy, qz, fx, fy, fz, bx, by, bz, _ = _edge(edge, e, nodes, there, shifted, live)
+        w = tl.load(edge_weight + e, mask=live, other=0.0)
+        energy = 0.5 * w * (fx * fx + fy * fy + fz * fz + bx * bx + by * by + bz * bz)
+    tl.store(energies + attempt * tl.num_programs(0) + program, tl.sum(energy, 0))
+
+
+@launched(do_not_specialize=["count", "programs"])
+def _take_best(twists, rotations, translations, turned, moved, energies, new_rotations, new_translations, length, count, programs,
+               ROOM: tl.constexpr, TRIES: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """The pose after the longest step that lowers the energy; not a number where a twist is not."""
+    sick = tl.zeros((ROWS,), tl.float64)
+    for start in range(0, count, ROWS):
+        n = start + tl.arange(0, ROWS)
+        x, y, z = load3(twists, 2 * n, n < count)
+        u, v, w = load3(twists, 2 * n + 1, n < count)
+        sick += 0.0 * (x + y + z + u + v + w)
+    sick = tl.sum(sick, 0)
+    at = tl.arange(0, ROOM)
+    start_energy = tl.sum(tl.load(energies + TRIES * programs + at, mask=at < programs, other=0.0), 0)
+    chosen, taken, step = tl.full((), TRIES, tl.int32), tl.zeros((), tl.float64), tl.full((), 1.0, tl.float64)
+    for t in tl.static_range(TRIES):
+        energy = tl.sum(tl.load(energies + t * programs + at, mask=at < programs, other=0.0), 0)
+        better = (energy <= start_energy) & (chosen == TRIES)
+        chosen, taken = tl.where(better, t, chosen), tl.where(better, step, taken)
+        step = 0.5 * step
+    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live, went = m < count, chosen < TRIES
+    row = tl.where(went, chosen, 0) * count + m
+    for a in tl.static_range(9):
+        tried, before = tl.load(turned + row * 9 + a, mask=live, other=0.0), tl.load(rotations + m * 9 + a, mask=live, other=0.0)
+        tl.store(new_rotations + m * 9 + a, tl.where(went, tried, before) + sick, mask=live)
+    for a in tl.static_range(3):
+        tried, before = tl.load(moved + row * 3 + a, mask=live, other=0.0), tl.load(translations + m * 3 + a, mask=live, other=0.0)
+        tl.store(new_translations + m * 3 + a, tl.where(went, tried, before) + sick, mask=live)
+    tl.store(length, taken + sick, mask=tl.program_id(0) == 0)
+
+
+def search_line(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, twists: Tensor, tries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotations and translations after the longest of `tries` halved steps that lowers the energy, and its length []; see `deformation_solver`."""
+    m, n, edges, knn = len(body.nodes), len(body.points), len(body.edge), body.anchors.shape[1]
+    turned, moved = twists.new_empty(tries, m, 3, 3), twists.new_empty(tries, m, 3)
+    rotations, translations = pose.rotations.contiguous(), pose.translations.contiguous()
+    own, every = triton.cdiv(n, ROWS), triton.cdiv(n, ROWS) + triton.cdiv(edges, ROWS)
+    energies, length = twists.new_empty(tries + 1, every), twists.new_empty(())
+    result, programs = (torch.empty_like(rotations), torch.empty_like(translations)), triton.cdiv(m, ROWS)
+    with _backend.on(twists):
+        _try_steps[(programs,)](twists, rotations, translations, turned, moved, m, TRIES=tries, ROWS=ROWS)
+        _weigh_tries[(every, tries + 1)](
+            body.points, body.anchors, body.weights, body.nodes, rotations, translations, turned, moved, evidence.hessian.contiguous(),
+            evidence.gradient.contiguous(), body.edge, edge_weight, energies, n, edges, m, own, TRIES=tries, KNN=knn, ROWS=ROWS,
+        )  # fmt: skip
+        _take_best[(programs,)](
+            twists, rotations, translations, turned, moved, energies, *result, length, m, every, ROOM=triton.next_power_of_2(every), TRIES=tries, ROWS=ROWS,
+        )
+    return *result, length
