@@ -1,34 +1,84 @@
-"""Farthest points and limited shortest paths over a graph of links, as compiled CPU loops (numba), for surfaces on which rows of distances
-to every vertex, one per node, would take most of the time. `models/deformation_graph.py` has the same in scipy, which defines what is right.
+"""Farthest points and nearest nodes along a graph of links, as compiled CPU loops (numba), for surfaces on which rows of distances to every
+vertex, one per node, would take most of the time. `models/deformation_graph.py` has the same in scipy, which defines what is right.
+
+A distance is the least sum of lengths over all paths, added up from the source on, so it does not depend on the order in which vertices are
+visited. They wait in buckets of about equal distance, which costs less than a heap: the few that are visited early are visited again.
 """
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, heapreplace
+from functools import partial
+from heapq import heapify, heapreplace
 
 import numpy as np
 from numba import njit
 
+from instant_nk.geometry.search_tree import keep
 from instant_nk.kernels._loop import loop
+from instant_nk.kernels._threads import count as threads
+from instant_nk.kernels._threads import each, over_rows
+
+BUCKETS = 4096  # at most
+WIDTH = 0.25  # of a bucket, in mean lengths of a link
+MARGIN = 1e-9  # of the limit: far more than the rounding of a path's length, far less than what makes a difference in time
+LEAST_NODES = 32  # nodes worth a thread of their own
 
 
 @njit
-def _spread(source, start, links, lengths, limit, distance, touched):
-    """Shortest paths from a vertex, no longer than `limit`, to where they are shorter than `distance`, which they replace; `touched` gets those vertices."""
-    distance[source] = 0.0
-    touched.append(source)
-    heap = [(0.0, source)]
-    while heap:
-        far, here = heappop(heap)
-        if far > distance[here]:
+def _queue(vertices, lengths, farthest):
+    """An empty queue of vertices that wait in buckets up to a distance: i32 [V + B] before and after each in its circle, the last B stand for
+    the buckets, -1 for a vertex that does not wait; and the buckets of a unit of distance."""
+    width = max(WIDTH * lengths.mean(), farthest / (BUCKETS - 1)) if len(lengths) else 1.0
+    buckets = min(BUCKETS, 1 + int(farthest / width)) if width < np.inf else 1
+    before = np.full(vertices + buckets, -1, np.int32)
+    before[vertices:] = np.arange(vertices, vertices + buckets)
+    return before, before.copy(), 1.0 / width
+
+
+@njit(inline="always")
+def _leave(vertex, before, after):
+    after[before[vertex]], before[after[vertex]] = after[vertex], before[vertex]
+    after[vertex] = -1
+
+
+@njit(inline="always")
+def _enter(vertex, bucket, before, after):
+    last = before[bucket]
+    after[last], before[bucket] = vertex, vertex
+    before[vertex], after[vertex] = last, bucket
+
+
+@njit
+def _spread(source, start, links, lengths, bound, distance, queue, touched):
+    """Shortest paths from a vertex, no longer than `bound` [V], to where they are shorter than `distance`, which they replace; returns how many
+    of those vertices had none before, the first of `touched`."""
+    before, after, scale = queue
+    first, room = len(distance), len(after) - len(distance) - 1
+    distance[source], touched[0], count = 0.0, source, 1
+    _enter(source, first, before, after)
+    bucket = end = first
+    while bucket <= end:
+        here = after[bucket]
+        if here == bucket:
+            bucket += 1
             continue
+        _leave(here, before, after)
         for i in range(start[here], start[here + 1]):
-            there, length = links[i], far + lengths[i]
-            if length < distance[there] and length <= limit:
-                if distance[there] == np.inf:
-                    touched.append(there)
+            there, length = links[i], distance[here] + lengths[i]
+            known = distance[there]
+            if length < known and length <= bound[there]:
                 distance[there] = length
-                heappush(heap, (length, there))
+                place = first + int(min(length * scale, room))
+                if known == np.inf:
+                    touched[count] = there
+                    count += 1
+                if after[there] >= 0:
+                    if place == first + int(min(known * scale, room)):
+                        continue
+                    _leave(there, before, after)
+                _enter(there, place, before, after)
+                end = max(end, place)
+    return count
 
 
 @loop()
@@ -37,57 +87,74 @@ def farthest(start, links, lengths, distance, limit, most):
 
     Args:
         start, links, lengths: the graph by rows (CSR), symmetric.
-        distance: f64 [V], from those that are chosen already; overwritten.
+        distance: f64 [V], from those that are chosen already, finite; overwritten.
     """
     heap = [(-distance[v], np.int64(v)) for v in range(len(distance))]
     heapify(heap)
-    chosen, touched = np.empty(most, np.int64), [np.int64(0)]
+    chosen, touched, bound = np.empty(most, np.int64), np.empty(len(distance), np.int32), np.full(len(distance), np.inf)
+    queue = _queue(len(distance), lengths, distance.max())
     for count in range(most):
         while -heap[0][0] > distance[heap[0][1]]:  # distances only shrink, so an entry that is out of date stands too high
             heapreplace(heap, (-distance[heap[0][1]], heap[0][1]))
         if -heap[0][0] <= limit:
             return chosen[:count]
         chosen[count] = heap[0][1]
-        _spread(chosen[count], start, links, lengths, np.inf, distance, touched)
-        touched.clear()
+        _spread(chosen[count], start, links, lengths, bound, distance, queue, touched)
     return chosen
 
 
+def nearest(start, links, lengths, nodes: np.ndarray, limit: float, count: int, prefixes: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The `count` nodes nearest to each vertex within `limit`, nearest first, of equals the one with the lower number; -1 where there are fewer.
+
+    Each thread has its share of the nodes and a table of its own. A path ends where it is longer than that to `count` others: all beyond
+    is nearer to them too. So a node near the end of the order, with many before it, is soon done.
+
+    Args:
+        start, links, lengths: the graph by rows (CSR), symmetric.
+        nodes: their vertices, i64 [M].
+        prefixes: ascending; for each, only the first so many nodes are looked at, from their own vertices.
+
+    Returns:
+        i64 [V, count], and i64 [prefix, count] for each of `prefixes`.
+    """
+    shares = min(threads(), max(1, len(nodes) // LEAST_NODES))
+    tables = [None] * shares
+
+    def fill(share: int) -> None:
+        tables[share] = _tables(share, shares, start, links, lengths, nodes, limit, count, np.array([*prefixes, len(nodes)]))
+
+    each([partial(fill, share) for share in range(shares)])
+    for other in tables[1:]:
+        for mine, more in zip(tables[0], other):
+            over_rows(len(mine[0]), partial(_merge, *mine, *more))
+    *early, (_, whole) = tables[0]
+    return whole, [index for _, index in early]
+
+
 @loop()
-def reach(start, links, lengths, nodes, limit):
-    """Nodes within `limit` of each vertex, nearest first, of equals the one with the lower number: i64 [V + 1] first entries, i64 [Q] nodes, f64 [Q] distances."""
+def _tables(share, shares, start, links, lengths, nodes, limit, count, ends):
+    """Distances, f64, and nodes, i64, after every `shares`-th node up to each of `ends`: those at the nodes' own vertices, at the last those at all."""
     vertices = len(start) - 1
-    distance, count = np.full(vertices, np.inf), np.zeros(vertices + 1, np.int64)
-    size, room = 0, 64 * vertices
-    at, whose, far = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room)
-    touched = [np.int64(0)]
-    touched.clear()
-    for node in range(len(nodes)):
-        _spread(nodes[node], start, links, lengths, limit, distance, touched)
-        if size + len(touched) > room:
-            room = 2 * room + len(touched)
-            at, whose, far = _longer(at, room), _longer(whose, room), _longer(far, room)
-        for vertex in touched:
-            at[size], whose[size], far[size] = vertex, node, distance[vertex]
-            size += 1
-            count[vertex + 1] += 1
-            distance[vertex] = np.inf
-        touched.clear()
-    first = np.cumsum(count)
-    place, node_of, distance_of = first[:-1].copy(), np.empty(size, np.int64), np.empty(size)
-    for i in range(size):  # nodes come in order, so equals stay in it
-        vertex = at[i]
-        begin, j = first[vertex], place[vertex]
-        place[vertex] += 1
-        while j > begin and distance_of[j - 1] > far[i]:
-            node_of[j], distance_of[j] = node_of[j - 1], distance_of[j - 1]
-            j -= 1
-        node_of[j], distance_of[j] = whose[i], far[i]
-    return first, node_of, distance_of
-
-
-@njit
-def _longer(values, room):
-    result = np.empty(room, values.dtype)
-    result[: len(values)] = values
+    near, index = np.full((vertices, count), np.inf), np.full((vertices, count), -1, np.int64)
+    distance, bound, touched = np.full(vertices, np.inf), np.full(vertices, limit), np.empty(vertices, np.int32)
+    queue = _queue(vertices, lengths, limit)
+    result, node = [], share
+    for end in ends:
+        while node < end:
+            for vertex in touched[: _spread(nodes[node], start, links, lengths, bound, distance, queue, touched)]:
+                keep(near[vertex], index[vertex], distance[vertex], node)
+                bound[vertex] = min(limit, near[vertex, count - 1] + MARGIN * limit)
+                distance[vertex] = np.inf
+            node += shares
+        result.append((near[nodes[:end]], index[nodes[:end]]) if end < len(nodes) else (near, index))
     return result
+
+
+@loop()
+def _merge(near, index, other_near, other_index, first, last):
+    """Put what another share found into a table, rows first to last."""
+    for row in range(first, last):
+        for i in range(near.shape[1]):
+            if other_index[row, i] < 0:
+                break
+            keep(near[row], index[row], other_near[row, i], other_index[row, i])

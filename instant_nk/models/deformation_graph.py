@@ -31,12 +31,15 @@ LEVEL_RATIO = 4  # each coarser level keeps a quarter of the nodes: twice the sp
 
 @dataclass(frozen=True)
 class _Reach:
-    """Which nodes each vertex of the refined surface can reach, nearest first: parallel arrays sorted by vertex, then distance."""
+    """Nodes that vertices of the refined surface can reach, nearest first, of equals the one with the lower number; -1 where there are fewer.
 
-    vertex: np.ndarray
-    node: np.ndarray
-    distance: np.ndarray
-    rank: np.ndarray
+    Attributes:
+        nearest: of each vertex, i64 [V, C].
+        levels: of the vertices of the first nodes, among these alone, ever more of them, i64 [size, C].
+    """
+
+    nearest: np.ndarray
+    levels: list[np.ndarray]
 
 
 def automatic_spacing(vertices: np.ndarray, faces: np.ndarray, max_nodes: int) -> float:
@@ -193,30 +196,35 @@ def _rows(paths: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return paths.indptr.astype(np.int64), paths.indices.astype(np.int64), paths.data.astype(np.float64)
 
 
-def _reach(paths, nodes: np.ndarray, limit: float) -> _Reach:
-    """Nodes within geodesic distance `limit` of each vertex; computed in blocks so that memory stays bounded."""
+def _reach(paths, nodes: np.ndarray, limit: float, count: int, levels: list[int]) -> _Reach:
+    """The `count` nodes nearest to each vertex within geodesic distance `limit`, on coarser levels too: the first nodes are an even, coarser covering."""
     if loops := _loops_for(paths.shape[0], len(nodes)):
-        start, node, distance = loops.reach(*_rows(paths), np.asarray(nodes, np.int64), limit)
-        vertex = np.repeat(np.arange(paths.shape[0]), np.diff(start))
-        return _Reach(vertex, node, distance, np.arange(len(vertex)) - start[vertex])
+        return _Reach(*loops.nearest(*_rows(paths), np.asarray(nodes, np.int64), limit, count, levels))
     parts = []
-    block = max(1, int(2e7 // paths.shape[0]))
+    block = max(1, int(2e7 // paths.shape[0]))  # so that memory stays bounded
     for start in range(0, len(nodes), block):
         distance = surface.geodesic(paths, nodes[start : start + block], limit=limit)
         node, vertex = np.nonzero(np.isfinite(distance))
         parts.append((vertex, node + start, distance[node, vertex]))
     vertex, node, distance = (np.concatenate(x) for x in zip(*parts))
     order = np.lexsort((node, distance, vertex))
-    vertex, node, distance = vertex[order], node[order], distance[order]
-    start = np.searchsorted(vertex, np.arange(paths.shape[0]))
-    return _Reach(vertex, node, distance, np.arange(len(vertex)) - start[vertex])
+    vertex, node = vertex[order], node[order]
+
+    def table(inside: np.ndarray) -> np.ndarray:
+        at, rank = vertex[inside], np.arange(inside.sum())
+        rank -= np.searchsorted(at, at)
+        result = np.full((paths.shape[0], count), -1, np.int64)
+        result[at[rank < count], rank[rank < count]] = node[inside][rank < count]
+        return result
+
+    return _Reach(table(node >= 0), [table(node < size)[nodes[:size]] for size in levels])
 
 
 def _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours, positions=None) -> Graph:
     positions = fine[chosen] if positions is None else positions
-    reach = _reach(paths, chosen, 4.0 * limit)
     m = len(positions)
     k = min(anchors, m)
+    reach = _reach(paths, chosen, 4.0 * limit, 1 + max(k, neighbours), _levels(m, neighbours))
     fine_anchors, fine_near = _nearest_anchors(reach, fine, positions, k)
     radii = _radii(fine, positions, fine_anchors, reach, k, limit)
     vertex_anchors = fine_anchors[welded_of]
@@ -237,9 +245,7 @@ def _nearest_anchors(reach: _Reach, fine: np.ndarray, positions: np.ndarray, k: 
 
     A vertex that reaches fewer (a small component) is filled up with the node farthest away in space, whose weight is zero by the formula.
     """
-    result = np.full((len(fine), k), -1, np.int64)
-    take = reach.rank < k
-    result[reach.vertex[take], reach.rank[take]] = reach.node[take]
+    result = reach.nearest[:, :k].copy()
     lonely = np.flatnonzero(result[:, 0] < 0)
     if len(lonely):  # given nodes may miss a component altogether: it hangs on the nearest node in space
         result[lonely, 0] = cKDTree(positions).query(fine[lonely])[1]
@@ -258,8 +264,8 @@ def _radii(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: 
     """
     m = len(positions)
     dropped = np.full(len(fine), np.nan)
-    next_one = reach.rank == k
-    dropped[reach.vertex[next_one]] = np.linalg.norm(fine[reach.vertex[next_one]] - positions[reach.node[next_one]], axis=1)
+    next_one = reach.nearest[:, k] >= 0
+    dropped[next_one] = np.linalg.norm(fine[next_one] - positions[reach.nearest[next_one, k]], axis=1)
     radii = np.full(m, 1.6 * limit)
     distance = np.linalg.norm(fine[:, None] - positions[anchors], axis=-1)
     owner, value = anchors.ravel(), np.repeat(dropped, k)
@@ -296,18 +302,12 @@ def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np
 
 def _edges(reach: _Reach, chosen: np.ndarray, near: np.ndarray, positions: np.ndarray, part: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """Node pairs and stiffness: surface neighbours, coarser levels for long range, and weak bridges between components."""
-    m = len(positions)
-    at_node = np.full(len(near), -1)
-    at_node[chosen] = np.arange(m)
-    rows = at_node[reach.vertex] >= 0
-    a, b, distance = at_node[reach.vertex[rows]], reach.node[rows], reach.distance[rows]
+    own = np.full(len(near), -1)
+    own[chosen] = np.arange(len(positions))
+    own = own[chosen] == np.arange(len(positions))  # of given nodes that share a vertex, the last one has its links
     links = [(np.unique(np.sort(near[near[:, 0] != near[:, 1]], axis=1), axis=0), 1.0)]  # nodes whose regions touch
-    links.append((_knn_pairs(a, b, distance, neighbours), 1.0))
-    size = m // LEVEL_RATIO
-    while size > 2 * neighbours:  # farthest-point order: the first nodes are an even coarser covering
-        inside = (a < size) & (b < size)
-        links.append((_knn_pairs(a[inside], b[inside], distance[inside], neighbours), LONG_RANGE_WEIGHT))
-        size //= LEVEL_RATIO
+    links.append((_knn_pairs(reach.nearest[chosen], own, neighbours), 1.0))
+    links += [(_knn_pairs(level, own[: len(level)], neighbours), LONG_RANGE_WEIGHT) for level in reach.levels]
     links.append((_bridges(positions, part), BRIDGE_WEIGHT))
     pairs = np.concatenate([p for p, _ in links])
     weight = np.concatenate([np.full(len(p), w) for p, w in links])
@@ -317,14 +317,25 @@ def _edges(reach: _Reach, chosen: np.ndarray, near: np.ndarray, positions: np.nd
     return unique, best
 
 
-def _knn_pairs(a: np.ndarray, b: np.ndarray, distance: np.ndarray, k: int) -> np.ndarray:
-    """Pairs i < j where j is among the k nearest of i or the other way round."""
-    apart = a != b
-    a, b, distance = a[apart], b[apart], distance[apart]
-    order = np.lexsort((b, distance, a))
-    a, b = a[order], b[order]
-    rank = np.arange(len(a)) - np.searchsorted(a, a)
-    return np.unique(np.sort(np.stack([a, b], 1)[rank < k], axis=1), axis=0).reshape(-1, 2)
+def _levels(nodes: int, neighbours: int) -> list[int]:
+    """How many of the nodes, in farthest-point order, make up each coarser level that links run on, ascending."""
+    sizes, size = [], nodes // LEVEL_RATIO
+    while size > 2 * neighbours:
+        sizes.insert(0, size)
+        size //= LEVEL_RATIO
+    return sizes
+
+
+def _knn_pairs(nearest: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
+    """Pairs i < j where j is among the k nearest of i or the other way round.
+
+    Args:
+        nearest: of each node, itself among them, i64 [M, C]; -1 where there are fewer.
+        rows: nodes that have neighbours of their own, bool [M].
+    """
+    other = (nearest >= 0) & (nearest != np.arange(len(nearest))[:, None]) & rows[:, None]
+    a, slot = np.nonzero(other & (np.cumsum(other, axis=1) <= k))
+    return np.unique(np.sort(np.stack([a, nearest[a, slot]], 1), axis=1), axis=0).reshape(-1, 2)
 
 
 def _bridges(positions: np.ndarray, part: np.ndarray) -> np.ndarray:
