@@ -1,5 +1,6 @@
-"""Farthest points and nearest nodes along a graph of links, as compiled CPU loops (numba), for surfaces on which rows of distances to every
-vertex, one per node, would take most of the time. `models/deformation_graph.py` has the same in scipy, which defines what is right.
+"""The graph of links along a surface, farthest points and nearest nodes on it, as compiled CPU loops (numba), for surfaces on which rows of
+distances to every vertex, one per node, would take most of the time. `surface.py` and `models/deformation_graph.py` have the same in numpy and
+scipy, which defines what is right.
 
 A distance is the least sum of lengths over all paths, added up from the source on, so it does not depend on the order in which vertices are
 visited. They wait in buckets of about equal distance, which costs less than a heap: the few that are visited early are visited again.
@@ -7,6 +8,7 @@ visited. They wait in buckets of about equal distance, which costs less than a h
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from heapq import heapify, heapreplace
 
@@ -158,3 +160,126 @@ def _merge(near, index, other_near, other_index, first, last):
             if other_index[row, i] < 0:
                 break
             keep(near[row], index[row], other_near[row, i], other_index[row, i])
+
+
+@loop()
+def distance_graph(vertices, faces):
+    """`surface.distance_graph` by rows (CSR): i32 [V + 1] first links, i32 [L] their other ends, ascending, f64 [L] lengths.
+
+    Args:
+        vertices: f64 [V, 3]; faces: i64 [T, 3].
+    """
+    count = len(vertices)
+    start, corner = _sides(count, faces)
+    one, other, length = np.empty(2 * len(corner), np.int32), np.empty(2 * len(corner), np.int32), np.empty(2 * len(corner))
+    size = 0
+    for a in range(count):
+        for i in range(start[a], start[a + 1]):
+            b, c = _end(faces, corner[i]), _opposite(faces, corner[i])
+            if i == start[a] or b != _end(faces, corner[i - 1]):
+                if a != b:
+                    one[size], other[size], length[size] = a, b, _apart(vertices[a], vertices[b])
+                    size += 1
+            else:
+                d = _opposite(faces, corner[i - 1])
+                if c != d:
+                    one[size], other[size], length[size] = c, d, _unfolded(vertices[a], vertices[b], vertices[d], vertices[c])
+                    size += 1
+    return _by_rows(count, one[:size], other[:size], length[:size])
+
+
+@njit
+def _end(faces, side):
+    """The end with the higher number of side `side % 3` of a face, from corner to next corner."""
+    face, corner = faces[side // 3], side % 3
+    return max(face[corner], face[(corner + 1) % 3])
+
+
+@njit
+def _opposite(faces, side):
+    return faces[side // 3, (side % 3 + 2) % 3]
+
+
+@njit
+def _sides(vertices, faces):
+    """Sides of all faces as 3 t + corner, sorted by their lower end, the other and the corner they begin at: where each vertex's begin, and i32 [3 T]."""
+    start = np.zeros(vertices + 1, np.int32)
+    for t in range(len(faces)):
+        for corner in range(3):
+            start[min(faces[t, corner], faces[t, (corner + 1) % 3]) + 1] += 1
+    for v in range(vertices):
+        start[v + 1] += start[v]
+    place, sides = start[:-1].copy(), np.empty(3 * len(faces), np.int32)
+    for corner in range(3):
+        for t in range(len(faces)):
+            side, low = 3 * t + corner, min(faces[t, corner], faces[t, (corner + 1) % 3])
+            i, end = place[low], _end(faces, side)
+            while i > start[low] and _end(faces, sides[i - 1]) > end:
+                sides[i] = sides[i - 1]
+                i -= 1
+            sides[i] = side
+            place[low] += 1
+    return start, sides
+
+
+@njit
+def _apart(a, b):
+    x, y, z = a[0] - b[0], a[1] - b[1], a[2] - b[2]
+    return max(math.sqrt(x * x + y * y + z * z), 1e-12)
+
+
+@njit
+def _unfolded(a, b, c, d):
+    """`surface._unfolded` of one edge, 1e-12 at least."""
+    x, y, z = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+    length = max(math.sqrt(x * x + y * y + z * z), 1e-30)
+    x, y, z = x / length, y / length, z / length
+    cx, cy = _flat(c[0] - a[0], c[1] - a[1], c[2] - a[2], x, y, z)
+    dx, dy = _flat(d[0] - a[0], d[1] - a[1], d[2] - a[2], x, y, z)
+    crossing = (cx * dy + dx * cy) / (cy + dy) if cy + dy > 0 else (cx + dx) / 2
+    crossing = min(max(crossing, 0.0), length)
+    return max(math.hypot(crossing - cx, cy) + math.hypot(crossing - dx, dy), 1e-12)
+
+
+@njit
+def _flat(px, py, pz, x, y, z):
+    """How far a point lies along a unit vector, and beside it."""
+    along = px * x + py * y + pz * z
+    px, py, pz = px - along * x, py - along * y, pz - along * z
+    return along, math.sqrt(px * px + py * py + pz * pz)
+
+
+@njit
+def _by_rows(vertices, one, other, length):
+    """Links both ways by rows (CSR), columns ascending; of several between the same two the shortest."""
+    first = np.zeros(vertices + 1, np.int32)
+    for i in range(len(one)):
+        first[one[i] + 1] += 1
+        first[other[i] + 1] += 1
+    for v in range(vertices):
+        first[v + 1] += first[v]
+    links, lengths, end = np.empty(2 * len(one), np.int32), np.empty(2 * len(one)), first[:-1].copy()
+    for i in range(len(one)):
+        _insert(one[i], other[i], length[i], first, end, links, lengths)
+        _insert(other[i], one[i], length[i], first, end, links, lengths)
+    start, size = np.zeros(vertices + 1, np.int32), 0
+    for v in range(vertices):
+        for i in range(first[v], end[v]):
+            links[size], lengths[size] = links[i], lengths[i]
+            size += 1
+        start[v + 1] = size
+    return start, links[:size].copy(), lengths[:size].copy()
+
+
+@njit
+def _insert(row, column, length, first, end, links, lengths):
+    i = end[row]
+    while i > first[row] and links[i - 1] > column:
+        i -= 1
+    if i > first[row] and links[i - 1] == column:
+        lengths[i - 1] = min(lengths[i - 1], length)
+        return
+    for j in range(end[row], i, -1):
+        links[j], lengths[j] = links[j - 1], lengths[j - 1]
+    links[i], lengths[i] = column, length
+    end[row] += 1

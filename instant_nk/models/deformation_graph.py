@@ -44,7 +44,11 @@ class _Reach:
 
 def automatic_spacing(vertices: np.ndarray, faces: np.ndarray, max_nodes: int) -> float:
     """Node spacing at which about `max_nodes` nodes cover the surface, in the vertices' unit."""
-    return float(np.sqrt(surface.face_areas(vertices, faces).sum() / (NODE_AREA * max_nodes)))
+    return _spacing(surface.face_areas(vertices, faces).sum(), max_nodes)
+
+
+def _spacing(area: float, max_nodes: int) -> float:
+    return float(np.sqrt(area / (NODE_AREA * max_nodes)))
 
 
 def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6) -> Graph:
@@ -63,14 +67,15 @@ def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None,
     vertices = np.asarray(vertices, np.float64)
     if not np.isfinite(vertices).all():
         raise DataError("deformation graph: the canonical mesh has vertices that are not finite. Re-run stage 'canonical'.")
-    if not len(faces) or surface.face_areas(vertices, faces).sum() <= 0:
+    area = surface.face_areas(vertices, faces).sum() if len(faces) else 0.0
+    if area <= 0:
         raise DataError("deformation graph: the canonical mesh has no area. Re-run stage 'canonical' or give another canonical.mesh.")
-    limit = spacing if spacing is not None else automatic_spacing(vertices, faces, max_nodes)
+    limit = spacing if spacing is not None else _spacing(area, max_nodes)
     welded, joined, welded_of = surface.weld(vertices, np.asarray(faces, np.int64))
     fine, fine_faces, _ = surface.refine(welded, joined, 0.6 * limit)
     used = np.zeros(len(fine), bool)
     used[fine_faces.ravel()] = True
-    paths = surface.distance_graph(fine, fine_faces)
+    paths = _paths(fine, fine_faces, len(fine) if spacing is not None else max_nodes)
     part = surface.components(len(fine), fine_faces)
     chosen = _farthest_points(paths, fine, part, used, limit, None if spacing is not None else max_nodes)
     return _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours)
@@ -86,7 +91,7 @@ def on_nodes(vertices: np.ndarray, faces: np.ndarray, node_positions: np.ndarray
     welded, joined, welded_of = surface.weld(vertices, np.asarray(faces, np.int64))
     spacing = float(np.median(cKDTree(nodes).query(nodes, k=2)[0][:, 1])) if len(nodes) > 1 else automatic_spacing(vertices, faces, 1)
     fine, fine_faces, _ = surface.refine(welded, joined, 0.6 * max(spacing, 0.02 * automatic_spacing(vertices, faces, 1)))
-    paths = surface.distance_graph(fine, fine_faces)
+    paths = _paths(fine, fine_faces, len(nodes))
     part = surface.components(len(fine), fine_faces)
     chosen = cKDTree(fine).query(nodes)[1]
     return _assemble(paths, fine, part, chosen, welded_of, vertices, spacing, anchors, neighbours, nodes)
@@ -192,8 +197,16 @@ def _loops_for(vertices: int, nodes: int) -> ModuleType | None:
     return geodesic_loops
 
 
+def _paths(vertices: np.ndarray, faces: np.ndarray, nodes: int) -> sparse.csr_matrix:
+    """Graph of links along the surface, over which `nodes` nodes are to be spread."""
+    if not (loops := _loops_for(len(vertices), nodes)):
+        return surface.distance_graph(vertices, faces)
+    start, links, lengths = loops.distance_graph(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
+    return sparse.csr_matrix((lengths, links, start), shape=(len(vertices),) * 2)
+
+
 def _rows(paths: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return paths.indptr.astype(np.int64), paths.indices.astype(np.int64), paths.data.astype(np.float64)
+    return paths.indptr.astype(np.int32, copy=False), paths.indices.astype(np.int32, copy=False), paths.data
 
 
 def _reach(paths, nodes: np.ndarray, limit: float, count: int, levels: list[int]) -> _Reach:
@@ -252,7 +265,7 @@ def _nearest_anchors(reach: _Reach, fine: np.ndarray, positions: np.ndarray, k: 
     near = np.where(result[:, :2] < 0, result[:, :1], result[:, :2]) if k > 1 else np.repeat(result, 2, 1)
     rows = np.flatnonzero((result < 0).any(1))
     for block in np.array_split(rows, max(1, len(rows) * len(positions) // 4_000_000)):
-        far = np.linalg.norm(fine[block, None] - positions, axis=-1).argmax(1)
+        far = surface.lengths(fine[block, None] - positions).argmax(1)
         result[block] = np.where(result[block] < 0, far[:, None], result[block])
     return result, near
 
@@ -263,21 +276,19 @@ def _radii(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: 
     Never so small that a vertex nearest to the node falls outside.
     """
     m = len(positions)
-    dropped = np.full(len(fine), np.nan)
-    next_one = reach.nearest[:, k] >= 0
-    dropped[next_one] = np.linalg.norm(fine[next_one] - positions[reach.nearest[next_one, k]], axis=1)
-    radii = np.full(m, 1.6 * limit)
-    distance = np.linalg.norm(fine[:, None] - positions[anchors], axis=-1)
-    owner, value = anchors.ravel(), np.repeat(dropped, k)
-    valid = np.isfinite(value)
-    order = np.lexsort((value[valid], owner[valid]))
-    owner, value = owner[valid][order], value[valid][order]
-    start, count = np.searchsorted(owner, np.arange(m)), np.bincount(owner, minlength=m)
+    full = np.flatnonzero(reach.nearest[:, k] >= 0)
+    dropped = surface.lengths(fine[full] - positions[reach.nearest[full, k]])
+    rank = np.empty(len(full), np.int64)
+    rank[np.argsort(dropped)] = np.arange(len(full))
+    key = np.sort((anchors[full] << 32 | rank[:, None]).ravel())  # by anchor, then by length
+    dropped.sort()
+    count = np.bincount(key >> 32, minlength=m)
     has = count > 0
-    radii[has] = value[start[has] + count[has] // 2]
+    radii = np.full(m, 1.6 * limit)
+    radii[has] = dropped[key[(np.cumsum(count) - count + count // 2)[has]] & 0xFFFFFFFF]
     radii = np.clip(radii, 1.2 * limit, 2.0 * limit)
     need = np.zeros(m)
-    np.maximum.at(need, anchors[:, 0], distance[:, 0])
+    np.maximum.at(need, anchors[:, 0], surface.lengths(fine - positions[anchors[:, 0]]))
     return np.maximum(radii, 1.25 * need)
 
 
@@ -293,7 +304,7 @@ def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np
     Returns:
         [N, K].
     """
-    distance = np.linalg.norm(points[:, None] - node_positions[anchors], axis=-1)
+    distance = surface.lengths(points[:, None] - node_positions[anchors])
     weights = np.clip(1 - (distance / node_radii[anchors]) ** 2, 0, None) ** 3
     total = weights.sum(1, keepdims=True)
     alone = np.eye(anchors.shape[1])[distance.argmin(1)]
@@ -305,15 +316,15 @@ def _edges(reach: _Reach, chosen: np.ndarray, near: np.ndarray, positions: np.nd
     own = np.full(len(near), -1)
     own[chosen] = np.arange(len(positions))
     own = own[chosen] == np.arange(len(positions))  # of given nodes that share a vertex, the last one has its links
-    links = [(np.unique(np.sort(near[near[:, 0] != near[:, 1]], axis=1), axis=0), 1.0)]  # nodes whose regions touch
+    links = [(near[near[:, 0] != near[:, 1]], 1.0)]  # nodes whose regions touch
     links.append((_knn_pairs(reach.nearest[chosen], own, neighbours), 1.0))
     links += [(_knn_pairs(level, own[: len(level)], neighbours), LONG_RANGE_WEIGHT) for level in reach.levels]
     links.append((_bridges(positions, part), BRIDGE_WEIGHT))
     pairs = np.concatenate([p for p, _ in links])
     weight = np.concatenate([np.full(len(p), w) for p, w in links])
-    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    unique, inverse = surface.unique_pairs(pairs.min(1), pairs.max(1))
     best = np.zeros(len(unique))
-    np.maximum.at(best, inverse.reshape(-1), weight)
+    np.maximum.at(best, inverse, weight)
     return unique, best
 
 
@@ -327,7 +338,7 @@ def _levels(nodes: int, neighbours: int) -> list[int]:
 
 
 def _knn_pairs(nearest: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
-    """Pairs i < j where j is among the k nearest of i or the other way round.
+    """Pairs i, j where j is among the k nearest of i.
 
     Args:
         nearest: of each node, itself among them, i64 [M, C]; -1 where there are fewer.
@@ -335,7 +346,7 @@ def _knn_pairs(nearest: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
     """
     other = (nearest >= 0) & (nearest != np.arange(len(nearest))[:, None]) & rows[:, None]
     a, slot = np.nonzero(other & (np.cumsum(other, axis=1) <= k))
-    return np.unique(np.sort(np.stack([a, nearest[a, slot]], 1), axis=1), axis=0).reshape(-1, 2)
+    return np.stack([a, nearest[a, slot]], 1)
 
 
 def _bridges(positions: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -346,5 +357,5 @@ def _bridges(positions: np.ndarray, part: np.ndarray) -> np.ndarray:
         inside, outside = np.flatnonzero(part == label), np.flatnonzero(part != label)
         k = min(2, len(outside))
         found = cKDTree(positions[outside]).query(positions[inside], k=k)[1].reshape(len(inside), k)
-        pairs.append(np.sort(np.stack([np.repeat(inside, k), outside[found.ravel()]], 1), axis=1))
+        pairs.append(np.stack([np.repeat(inside, k), outside[found.ravel()]], 1))
     return np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)
