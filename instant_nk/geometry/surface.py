@@ -208,3 +208,8 @@ def _unfolded(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.
 def geodesic(graph: sparse.csr_matrix, sources: np.ndarray, limit: float = np.inf) -> np.ndarray:
     """Geodesic distance over a symmetric graph from each source vertex to every vertex, f64 [S, V]; infinite beyond `limit` or on another component."""
     return csgraph.dijkstra(graph, directed=True, indices=sources, limit=limit)  # links run both ways already: told so, scipy does not search twice
+
+
+def covering(graph: sparse.csr_matrix, sources: np.ndarray) -> np.ndarray:
+    """Geodesic distance over a symmetric graph from each vertex to the nearest source vertex, f64 [V]; infinite on a component without one."""
+    return csgraph.dijkstra(graph, directed=True, indices=sources, min_only=True)

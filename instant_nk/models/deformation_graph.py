@@ -115,7 +115,7 @@ def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anc
     paths = _point_links(thin, facing)
     part = csgraph.connected_components(paths, directed=False)[1]
     chosen = _farthest_points(paths, thin, part, np.ones(len(thin), bool), 0.0, min(max_nodes, len(thin)))
-    covering = csgraph.dijkstra(paths, indices=chosen, min_only=True)
+    covering = surface.covering(paths, chosen)
     limit = max(float(covering.max()), 1e-6 * float(np.linalg.norm(np.ptp(thin, axis=0))), 1e-30)
     nearest = cKDTree(np.concatenate([thin, 0.5 * limit * facing], 1)).query(np.concatenate([points, 0.5 * limit * normals], 1))[1]
     return _assemble(paths, thin, part, chosen, nearest, points, limit, anchors, neighbours)
@@ -160,7 +160,7 @@ def coarsen(graph: Graph, count: int, anchors: int = 4, neighbours: int = 6) -> 
     paths = (upper + upper.T).tocsr()
     part = csgraph.connected_components(paths, directed=False)[1]
     chosen = _farthest_points(paths, positions, part, np.ones(m, bool), 0.0, count)
-    covering = surface.geodesic(paths, chosen).min(0)
+    covering = surface.covering(paths, chosen)
     limit = max(float(covering.max()), graph.spacing)
     return _assemble(paths, positions, part, chosen, np.arange(m), positions, limit, anchors, neighbours), chosen
 
@@ -176,7 +176,7 @@ def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.nda
         members = np.flatnonzero((part == label) & used)
         centre = vertices[members].mean(0)
         chosen.append(members[np.linalg.norm(vertices[members] - centre, axis=1).argmax()])
-    distance = np.minimum(distance, surface.geodesic(paths, np.array(chosen)).min(0))
+    distance = np.minimum(distance, surface.covering(paths, np.array(chosen)))
     if loops := _loops_for(len(vertices), len(vertices) if max_nodes is None else max_nodes):
         most = len(vertices) if max_nodes is None else max(0, max_nodes - len(chosen))
         return np.concatenate([chosen, loops.farthest(*_rows(paths), distance, limit, most)]).astype(np.int64)

@@ -111,6 +111,26 @@ def test_soft_assignment_in_single_precision_is_that_in_double(body, monkeypatch
         assert float((found - wanted).abs().max()) < 1e-5 * sigma and float((share - wanted_share).abs().max()) < 1e-5
 
 
+def test_the_pattern_of_the_normal_matrix_is_that_of_the_definition():
+    """Nodes without points, points on one node alone, anchors without weight, anchors named twice, edges given either way round."""
+    rng = np.random.default_rng(0)
+    for m, n, k in ((1, 5, 1), (12, 40, 4), (300, 500, 6), (12, 0, 4)):
+        anchors, weights = rng.integers(0, m, (n, k)), rng.random((n, k)).round(1) * (rng.random((n, k)) < 0.7)
+        edge = rng.integers(0, m, (2 * m, 2))
+        found, wanted = deformation_solver.loops().pattern(m, anchors, weights, edge), deformation_solver._pattern(m, anchors, weights, edge)
+        assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_points_take_the_anchors_of_the_definition():
+    """Distances that are equal among them, and fewer different candidates than anchors."""
+    rng = np.random.default_rng(0)
+    points, nodes, radii = rng.integers(0, 4, (3000, 3)).astype(float), rng.integers(0, 4, (40, 3)).astype(float), rng.integers(1, 3, 40).astype(float)
+    candidates = rng.integers(0, np.where(np.arange(3000) % 3 == 0, 4, 40)[:, None], (3000, 18))
+    found = deformation_solver._nearest_compiled(points, candidates, nodes, radii, 6)
+    wanted = deformation_solver._nearest(points, candidates, nodes, radii, 6)
+    assert np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1]) and 0 < found[1].sum() < found[1].size
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("m", [1, 2, 9, 150])
 def test_the_sparse_factorisation_solves_what_a_dense_one_solves(m, threads):

@@ -91,3 +91,11 @@ def test_welding_keeps_the_first_of_vertices_at_one_place_in_order_of_place():
     welded, _, of = surface.weld(vertices, np.zeros((0, 3), int))
     place, first, inverse = np.unique(vertices, axis=0, return_index=True, return_inverse=True)
     assert np.array_equal(welded, place) and np.array_equal(welded, vertices[first]) and np.array_equal(of, inverse.reshape(-1))
+
+
+def test_what_covers_a_vertex_is_the_nearest_of_the_sources():
+    vertices, faces = tube()
+    graph = surface.distance_graph(np.concatenate([vertices, vertices + 5]), np.concatenate([faces, faces + len(vertices)]))
+    sources = np.array([3, 70, 11, 3])
+    assert np.array_equal(surface.covering(graph, sources), surface.geodesic(graph, sources).min(0))
+    assert np.isinf(surface.covering(graph, sources)[len(vertices) :]).all()
