@@ -95,14 +95,10 @@ class Body:
         vertices, faces = mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)
         face, bary = surface.sample(vertices, faces, max_points, seed)
         corner = faces[face]
-
-        def blend(values: np.ndarray) -> np.ndarray:
-            return (values[corner] * bary[..., None]).sum(1)
-
-        points, normals = blend(vertices), blend(mesh.normals.astype(np.float64))
-        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        points, normals, colours = (surface.blend(x.astype(np.float64), corner, bary) for x in (vertices, mesh.normals, mesh.colours))
+        normals /= np.maximum(surface.lengths(normals)[:, None], 1e-12)
         anchors, weights = point_anchors(graph, points, graph.vertex_anchors[corner].reshape(len(points), -1).astype(np.int64))
-        return Body.from_points(graph, points, normals, blend(mesh.colours.astype(np.float64)), anchors, weights, device)
+        return Body.from_points(graph, points, normals, colours, anchors, weights, device)
 
     @staticmethod
     def from_points(graph: Graph, points, normals, colours, anchors, weights, device: str = "cpu", levels: int = 2) -> Body:

@@ -504,11 +504,15 @@ def _entries(nodes, anchors, weights, edge):
             held += weights[p, i] > 0
         count += held * held  # at most: each pair of anchors has both orders
     low, high, name = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int64)
-    size = 0
+    size, slots = 0, np.empty(k, np.int64)
     for p in range(n):
+        held = 0
         for i in range(k):
-            for j in range(k):
-                if anchors[p, i] <= anchors[p, j] and weights[p, i] > 0 and weights[p, j] > 0:
+            slots[held] = i
+            held += weights[p, i] > 0
+        for i in slots[:held]:
+            for j in slots[:held]:
+                if anchors[p, i] <= anchors[p, j]:
                     low[size], high[size], name[size] = anchors[p, i], anchors[p, j], (p * k + i) * k + j
                     size += 1
     for e in range(len(edge)):

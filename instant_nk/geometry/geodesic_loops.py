@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from heapq import heapify, heapreplace
 
 import numpy as np
 from numba import njit
 
 from instant_nk.geometry.search_tree import keep
 from instant_nk.kernels._loop import loop
+from instant_nk.kernels._threads import LEAST, each, over_rows
 from instant_nk.kernels._threads import count as threads
-from instant_nk.kernels._threads import each, over_rows
 
 BUCKETS = 4096  # at most
 WIDTH = 0.25  # of a bucket, in mean lengths of a link
@@ -91,17 +90,22 @@ def farthest(start, links, lengths, distance, limit, most):
         start, links, lengths: the graph by rows (CSR), symmetric.
         distance: f64 [V], from those that are chosen already, finite; overwritten.
     """
-    heap = [(-distance[v], np.int64(v)) for v in range(len(distance))]
-    heapify(heap)
-    chosen, touched, bound = np.empty(most, np.int64), np.empty(len(distance), np.int32), np.full(len(distance), np.inf)
-    queue = _queue(len(distance), lengths, distance.max())
+    vertices = len(distance)
+    chosen, touched, bound = np.empty(most, np.int64), np.empty(vertices, np.int32), np.full(vertices, np.inf)
+    queue = _queue(vertices, lengths, distance.max())
+    block = 1 + int(math.sqrt(vertices))
+    most_in = np.full(1 + (vertices - 1) // block, np.inf)  # distances only shrink, so one of a block that is out of date is too large
     for count in range(most):
-        while -heap[0][0] > distance[heap[0][1]]:  # distances only shrink, so an entry that is out of date stands too high
-            heapreplace(heap, (-distance[heap[0][1]], heap[0][1]))
-        if -heap[0][0] <= limit:
+        while True:
+            at = most_in.argmax()
+            far = at * block + distance[at * block : (at + 1) * block].argmax()
+            if distance[far] == most_in[at]:
+                break
+            most_in[at] = distance[far]
+        if distance[far] <= limit:
             return chosen[:count]
-        chosen[count] = heap[0][1]
-        _spread(chosen[count], start, links, lengths, bound, distance, queue, touched)
+        chosen[count] = far
+        _spread(far, start, links, lengths, bound, distance, queue, touched)
     return chosen
 
 
@@ -119,7 +123,7 @@ def nearest(start, links, lengths, nodes: np.ndarray, limit: float, count: int, 
     Returns:
         i64 [V, count], and i64 [prefix, count] for each of `prefixes`.
     """
-    shares = min(threads(), max(1, len(nodes) // LEAST_NODES))
+    shares = min(threads(), max(1, min(len(nodes) // LEAST_NODES, (len(start) - 1) // LEAST)))
     tables = [None] * shares
 
     def fill(share: int) -> None:
@@ -162,64 +166,53 @@ def _merge(near, index, other_near, other_index, first, last):
             keep(near[row], index[row], other_near[row, i], other_index[row, i])
 
 
-@loop()
-def distance_graph(vertices, faces):
+def distance_graph(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`surface.distance_graph` by rows (CSR): i32 [V + 1] first links, i32 [L] their other ends, ascending, f64 [L] lengths.
 
     Args:
         vertices: f64 [V, 3]; faces: i64 [T, 3].
     """
-    count = len(vertices)
-    start, corner = _sides(count, faces)
-    one, other, length = np.empty(2 * len(corner), np.int32), np.empty(2 * len(corner), np.int32), np.empty(2 * len(corner))
-    size = 0
-    for a in range(count):
-        for i in range(start[a], start[a + 1]):
-            b, c = _end(faces, corner[i]), _opposite(faces, corner[i])
-            if i == start[a] or b != _end(faces, corner[i - 1]):
-                if a != b:
-                    one[size], other[size], length[size] = a, b, _apart(vertices[a], vertices[b])
-                    size += 1
-            else:
-                d = _opposite(faces, corner[i - 1])
-                if c != d:
-                    one[size], other[size], length[size] = c, d, _unfolded(vertices[a], vertices[b], vertices[d], vertices[c])
-                    size += 1
-    return _by_rows(count, one[:size], other[:size], length[:size])
+    start, end, opposite = _sides(len(vertices), faces)
+    one, other, length = np.empty(len(end), np.int32), np.empty(len(end), np.int32), np.empty(len(end))
+    over_rows(len(vertices), partial(_links, vertices, start, end, opposite, one, other, length))
+    return _by_rows(len(vertices), one, other, length)
 
 
-@njit
-def _end(faces, side):
-    """The end with the higher number of side `side % 3` of a face, from corner to next corner."""
-    face, corner = faces[side // 3], side % 3
-    return max(face[corner], face[(corner + 1) % 3])
-
-
-@njit
-def _opposite(faces, side):
-    return faces[side // 3, (side % 3 + 2) % 3]
-
-
-@njit
+@loop()
 def _sides(vertices, faces):
-    """Sides of all faces as 3 t + corner, sorted by their lower end, the other and the corner they begin at: where each vertex's begin, and i32 [3 T]."""
+    """Sides of all faces, sorted by their lower end, the other and the corner of the face they begin at: where each vertex's begin, and i32 [3 T]
+    their higher ends and the corners opposite."""
     start = np.zeros(vertices + 1, np.int32)
     for t in range(len(faces)):
         for corner in range(3):
             start[min(faces[t, corner], faces[t, (corner + 1) % 3]) + 1] += 1
     for v in range(vertices):
         start[v + 1] += start[v]
-    place, sides = start[:-1].copy(), np.empty(3 * len(faces), np.int32)
+    place, end, opposite = start[:-1].copy(), np.empty(3 * len(faces), np.int32), np.empty(3 * len(faces), np.int32)
     for corner in range(3):
+        second, third = (corner + 1) % 3, (corner + 2) % 3
         for t in range(len(faces)):
-            side, low = 3 * t + corner, min(faces[t, corner], faces[t, (corner + 1) % 3])
-            i, end = place[low], _end(faces, side)
-            while i > start[low] and _end(faces, sides[i - 1]) > end:
-                sides[i] = sides[i - 1]
+            low, high = min(faces[t, corner], faces[t, second]), max(faces[t, corner], faces[t, second])
+            i = place[low]
+            while i > start[low] and end[i - 1] > high:
+                end[i], opposite[i] = end[i - 1], opposite[i - 1]
                 i -= 1
-            sides[i] = side
+            end[i], opposite[i] = high, faces[t, third]
             place[low] += 1
-    return start, sides
+    return start, end, opposite
+
+
+@loop()
+def _links(vertices, start, end, opposite, one, other, length, first, last):
+    """Ends and length of the link that each side adds, of vertices first to last: the edge, or the diagonal across it where a side before is the same."""
+    for a in range(first, last):
+        for i in range(start[a], start[a + 1]):
+            b, c = end[i], opposite[i]
+            if i == start[a] or b != end[i - 1]:
+                one[i], other[i], length[i] = a, b, _apart(vertices[a], vertices[b])
+            else:
+                d = opposite[i - 1]
+                one[i], other[i], length[i] = c, d, _unfolded(vertices[a], vertices[b], vertices[d], vertices[c])
 
 
 @njit
@@ -249,9 +242,9 @@ def _flat(px, py, pz, x, y, z):
     return along, math.sqrt(px * px + py * py + pz * pz)
 
 
-@njit
+@loop()
 def _by_rows(vertices, one, other, length):
-    """Links both ways by rows (CSR), columns ascending; of several between the same two the shortest."""
+    """Links both ways by rows (CSR), columns ascending; of several between the same two the shortest, of a vertex with itself none."""
     first = np.zeros(vertices + 1, np.int32)
     for i in range(len(one)):
         first[one[i] + 1] += 1
@@ -260,8 +253,9 @@ def _by_rows(vertices, one, other, length):
         first[v + 1] += first[v]
     links, lengths, end = np.empty(2 * len(one), np.int32), np.empty(2 * len(one)), first[:-1].copy()
     for i in range(len(one)):
-        _insert(one[i], other[i], length[i], first, end, links, lengths)
-        _insert(other[i], one[i], length[i], first, end, links, lengths)
+        if one[i] != other[i]:
+            _insert(one[i], other[i], length[i], first, end, links, lengths)
+            _insert(other[i], one[i], length[i], first, end, links, lengths)
     start, size = np.zeros(vertices + 1, np.int32), 0
     for v in range(vertices):
         for i in range(first[v], end[v]):

@@ -40,7 +40,7 @@ def vertex_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _face_cross(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    a, b, c = (vertices[faces[:, i]].astype(np.float64) for i in range(3))
+    a, b, c = (vertices.take(faces[:, i], 0).astype(np.float64, copy=False) for i in range(3))
     return np.cross(b - a, c - a)
 
 
@@ -86,8 +86,8 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
     cell = max(float(diagonal), 1e-30) * 1e-7
     place = np.round(vertices / cell).astype(np.int64)
     order = np.lexsort(place.T[::-1])
-    new = np.ones(len(vertices), bool)
-    new[1:] = (place[order[1:]] != place[order[:-1]]).any(1)
+    new, place = np.ones(len(vertices), bool), place.take(order, 0)
+    new[1:] = (place[1:] != place[:-1]).any(1)
     first, inverse = order[new], np.empty(len(vertices), np.int64)
     inverse[order] = np.cumsum(new) - 1
     welded = inverse[faces]
@@ -117,6 +117,16 @@ def sample(vertices: np.ndarray, faces: np.ndarray, count: int, seed: int = 0) -
     return face, np.stack([1 - root, root * (1 - v), root * v], 1)
 
 
+def blend(values: np.ndarray, corners: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+    """Values [V, D] of vertices at points of faces, [N, D].
+
+    Args:
+        corners: vertices of each point's face, [N, 3]; barycentric: [N, 3].
+    """
+    first, second, third = (barycentric[:, i, None] * values.take(corners[:, i], 0) for i in range(3))
+    return first + second + third
+
+
 def refine(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split edges longer than `longest` at their midpoints until none is left; the original vertices come first.
 
@@ -128,7 +138,7 @@ def refine(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.
     while True:
         following = faces[:, [1, 2, 0]]
         low, high = np.minimum(faces, following), np.maximum(faces, following)  # [T, 3]: side i joins corners i and i + 1
-        length = lengths(vertices[low] - vertices[high])
+        length = lengths(vertices.take(low, 0) - vertices.take(high, 0))
         marked = length > longest
         split = marked.any(1)
         done.append(faces[~split])

@@ -304,7 +304,7 @@ def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np
     Returns:
         [N, K].
     """
-    distance = surface.lengths(points[:, None] - node_positions[anchors])
+    distance = surface.lengths(points[:, None] - node_positions.take(anchors, 0))
     weights = np.clip(1 - (distance / node_radii[anchors]) ** 2, 0, None) ** 3
     total = weights.sum(1, keepdims=True)
     alone = np.eye(anchors.shape[1])[distance.argmin(1)]

@@ -196,6 +196,7 @@ def test_the_nearest_nodes_are_those_of_all_distances(monkeypatch, threads):
     from instant_nk.geometry import geodesic_loops
 
     monkeypatch.setattr(geodesic_loops, "threads", lambda: threads)
+    monkeypatch.setattr(geodesic_loops, "LEAST", 100)
     tubes, tube_faces = tube()
     for vertices, faces in (flat_grid(), (np.concatenate([tubes, tubes + 5]), np.concatenate([tube_faces, tube_faces + len(tubes)]))):
         paths = surface.distance_graph(vertices, faces)

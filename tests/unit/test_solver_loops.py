@@ -82,6 +82,17 @@ def test_matches_are_those_of_the_definition_also_after_the_body_moved(body, pos
             assert torch.equal(getattr(found, name), getattr(wanted, name))
 
 
+def test_the_nearest_observed_points_are_those_of_the_definition_before_and_after_a_search(body, pose, monkeypatch):
+    vertices, faces = tube()
+    target = correspondences.Target.from_observation(observed(vertices, faces, vertices, coloured=True), 1500, 0.1, 0.05)
+    joint = target.features(body.warp(pose), body.warp_normals(pose), body.colours)
+    first = target.nearest(joint)
+    correspondences.closest_both_ways(body.warp(pose) + 0.3, body.warp_normals(pose), body.colours, target, 0.3, 0.3)
+    again = target.nearest(joint)
+    monkeypatch.setattr(correspondences, "compiled", lambda tensor: False)
+    assert torch.equal(first, target.nearest(joint)) and torch.equal(first, again) and len(first.unique()) > 500
+
+
 def test_evidence_of_matches_is_that_of_the_definition(body, pose, monkeypatch):
     vertices, faces = tube()
     target = correspondences.Target.from_observation(observed(vertices, faces, vertices, coloured=True), 1500, 0.1, 0.05)

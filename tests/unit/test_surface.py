@@ -99,3 +99,13 @@ def test_what_covers_a_vertex_is_the_nearest_of_the_sources():
     sources = np.array([3, 70, 11, 3])
     assert np.array_equal(surface.covering(graph, sources), surface.geodesic(graph, sources).min(0))
     assert np.isinf(surface.covering(graph, sources)[len(vertices) :]).all()
+
+
+def test_values_at_points_of_faces_are_sums_of_those_at_the_corners():
+    vertices, faces = sphere(0.4, 16)
+    face, bary = surface.sample(vertices, faces, 500)
+    assert np.array_equal(surface.blend(vertices, faces[face], bary), (vertices[faces[face]] * bary[..., None]).sum(1))
+    assert np.array_equal(
+        surface.blend(vertices, faces[:, [2, 0, 1]], np.eye(3)[np.arange(len(faces)) % 3]),
+        vertices[faces[np.arange(len(faces)), (np.arange(len(faces)) + 2) % 3]],
+    )
