@@ -97,7 +97,7 @@ class Body:
         corner = faces[face]
         points, normals, colours = (surface.blend(x.astype(np.float64), corner, bary) for x in (vertices, mesh.normals, mesh.colours))
         normals /= np.maximum(surface.lengths(normals)[:, None], 1e-12)
-        anchors, weights = point_anchors(graph, points, graph.vertex_anchors[corner].reshape(len(points), -1).astype(np.int64))
+        anchors, weights = point_anchors(graph, points, graph.vertex_anchors.take(corner, 0).reshape(len(points), -1).astype(np.int64))
         return Body.from_points(graph, points, normals, colours, anchors, weights, device)
 
     @staticmethod
@@ -191,10 +191,10 @@ def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share:
     first = np.ones(candidate.shape, bool)
     first[:, 1:] = candidate[:, 1:] != candidate[:, :-1]
     group = np.cumsum(first, axis=1) - 1
-    total = np.zeros(value.shape)
-    np.add.at(total, (np.arange(n)[:, None], group), value)
+    place = group + candidate.shape[1] * np.arange(n)[:, None]
+    total = np.bincount(place.ravel(), value.ravel(), value.size).reshape(value.shape)
     name = np.full(candidate.shape, -1)
-    name[np.arange(n)[:, None], group] = candidate
+    name.ravel()[place] = candidate
     order = np.where(name < 0, -1.0, total).argsort(1, kind="stable")[:, ::-1][:, :keep]
     name, total = np.take_along_axis(name, order, 1), np.take_along_axis(total, order, 1)
     total = np.where(name < 0, 0.0, total)

@@ -278,14 +278,13 @@ def _radii(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: 
     m = len(positions)
     full = np.flatnonzero(reach.nearest[:, k] >= 0)
     dropped = surface.lengths(fine[full] - positions[reach.nearest[full, k]])
-    rank = np.empty(len(full), np.int64)
-    rank[np.argsort(dropped)] = np.arange(len(full))
-    key = np.sort((anchors[full] << 32 | rank[:, None]).ravel())  # by anchor, then by length
-    dropped.sort()
-    count = np.bincount(key >> 32, minlength=m)
+    order = np.argsort(dropped)
+    owner = anchors[full[order]].ravel()
+    by_owner = np.argsort(owner.astype(np.min_scalar_type(m)), kind="stable")  # then by length; numbers of 16 bits are sorted by counting
+    count = np.bincount(owner, minlength=m)
     has = count > 0
     radii = np.full(m, 1.6 * limit)
-    radii[has] = dropped[key[(np.cumsum(count) - count + count // 2)[has]] & 0xFFFFFFFF]
+    radii[has] = dropped[order[by_owner[(np.cumsum(count) - count + count // 2)[has]] // k]]
     radii = np.clip(radii, 1.2 * limit, 2.0 * limit)
     need = np.zeros(m)
     np.maximum.at(need, anchors[:, 0], surface.lengths(fine - positions[anchors[:, 0]]))
