@@ -109,56 +109,62 @@ def farthest(start, links, lengths, distance, limit, most):
     return chosen
 
 
-def nearest(start, links, lengths, nodes: np.ndarray, limit: float, count: int, prefixes: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+def nearest(start, links, lengths, nodes: np.ndarray, places: np.ndarray, limit: float, count: int, prefixes: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
     """The `count` nodes nearest to each vertex within `limit`, nearest first, of equals the one with the lower number; -1 where there are fewer.
 
-    Each thread has its share of the nodes and a table of its own. A path ends where it is longer than that to `count` others: all beyond
-    is nearer to them too. So a node near the end of the order, with many before it, is soon done.
+    Each thread has a slab of the nodes and a table of its own. A path ends where it is longer than that to `count` others: all beyond is
+    nearer to them too. So a node near the end of the order, with many about it, is soon done.
 
     Args:
         start, links, lengths: the graph by rows (CSR), symmetric.
-        nodes: their vertices, i64 [M].
+        nodes: their vertices, i64 [M]; places: where they lie, [M, 3].
         prefixes: ascending; for each, only the first so many nodes are looked at, from their own vertices.
 
     Returns:
         i64 [V, count], and i64 [prefix, count] for each of `prefixes`.
     """
     shares = min(threads(), max(1, min(len(nodes) // LEAST_NODES, (len(start) - 1) // LEAST)))
+    slabs = np.array_split(np.argsort(places[:, np.ptp(places, axis=0).argmax()], kind="stable"), shares)
     tables = [None] * shares
 
     def fill(share: int) -> None:
-        tables[share] = _tables(share, shares, start, links, lengths, nodes, limit, count, np.array([*prefixes, len(nodes)]))
+        tables[share] = _tables(np.sort(slabs[share]), start, links, lengths, nodes, limit, count, np.array([*prefixes, len(nodes)]))
 
     each([partial(fill, share) for share in range(shares)])
-    for other in tables[1:]:
-        for mine, more in zip(tables[0], other):
-            over_rows(len(mine[0]), partial(_merge, *mine, *more))
+    for one, *others in zip(*tables):
+        over_rows(len(one[0]), partial(_merge, one, others))
     *early, (_, whole) = tables[0]
     return whole, [index for _, index in early]
 
 
 @loop()
-def _tables(share, shares, start, links, lengths, nodes, limit, count, ends):
-    """Distances, f64, and nodes, i64, after every `shares`-th node up to each of `ends`: those at the nodes' own vertices, at the last those at all."""
+def _tables(mine, start, links, lengths, nodes, limit, count, ends):
+    """Distances, f64, and nodes, i64, after those of `mine` before each of `ends`: at the vertices of all nodes before it, at the last at all vertices."""
     vertices = len(start) - 1
     near, index = np.full((vertices, count), np.inf), np.full((vertices, count), -1, np.int64)
     distance, bound, touched = np.full(vertices, np.inf), np.full(vertices, limit), np.empty(vertices, np.int32)
     queue = _queue(vertices, lengths, limit)
-    result, node = [], share
+    result, done = [], 0
     for end in ends:
-        while node < end:
+        while done < len(mine) and mine[done] < end:
+            node = mine[done]
             for vertex in touched[: _spread(nodes[node], start, links, lengths, bound, distance, queue, touched)]:
                 keep(near[vertex], index[vertex], distance[vertex], node)
                 bound[vertex] = min(limit, near[vertex, count - 1] + MARGIN * limit)
                 distance[vertex] = np.inf
-            node += shares
+            done += 1
         result.append((near[nodes[:end]], index[nodes[:end]]) if end < len(nodes) else (near, index))
     return result
 
 
+def _merge(one: tuple[np.ndarray, np.ndarray], others: list[tuple[np.ndarray, np.ndarray]], first: int, last: int) -> None:
+    """Put what other shares found into the table of one, rows first to last."""
+    for other in others:
+        _put(*one, *other, first, last)
+
+
 @loop()
-def _merge(near, index, other_near, other_index, first, last):
-    """Put what another share found into a table, rows first to last."""
+def _put(near, index, other_near, other_index, first, last):
     for row in range(first, last):
         for i in range(near.shape[1]):
             if other_index[row, i] < 0:

@@ -209,10 +209,10 @@ def _rows(paths: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return paths.indptr.astype(np.int32, copy=False), paths.indices.astype(np.int32, copy=False), paths.data
 
 
-def _reach(paths, nodes: np.ndarray, limit: float, count: int, levels: list[int]) -> _Reach:
+def _reach(paths, nodes: np.ndarray, places: np.ndarray, limit: float, count: int, levels: list[int]) -> _Reach:
     """The `count` nodes nearest to each vertex within geodesic distance `limit`, on coarser levels too: the first nodes are an even, coarser covering."""
     if loops := _loops_for(paths.shape[0], len(nodes)):
-        return _Reach(*loops.nearest(*_rows(paths), np.asarray(nodes, np.int64), limit, count, levels))
+        return _Reach(*loops.nearest(*_rows(paths), np.asarray(nodes, np.int64), places, limit, count, levels))
     parts = []
     block = max(1, int(2e7 // paths.shape[0]))  # so that memory stays bounded
     for start in range(0, len(nodes), block):
@@ -237,7 +237,7 @@ def _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, ne
     positions = fine[chosen] if positions is None else positions
     m = len(positions)
     k = min(anchors, m)
-    reach = _reach(paths, chosen, 4.0 * limit, 1 + max(k, neighbours), _levels(m, neighbours))
+    reach = _reach(paths, chosen, positions, 4.0 * limit, 1 + max(k, neighbours), _levels(m, neighbours))
     fine_anchors, fine_near = _nearest_anchors(reach, fine, positions, k)
     radii = _radii(fine, positions, fine_anchors, reach, k, limit)
     vertex_anchors = fine_anchors[welded_of]

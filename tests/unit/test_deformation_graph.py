@@ -202,7 +202,7 @@ def test_the_nearest_nodes_are_those_of_all_distances(monkeypatch, threads):
         paths = surface.distance_graph(vertices, faces)
         nodes = np.random.default_rng(0).permutation(len(vertices) // 2)[:150]
         nodes[70] = nodes[3]
-        found, levels = geodesic_loops.nearest(*deformation_graph._rows(paths), nodes, 0.8, 5, [10, 40])
+        found, levels = geodesic_loops.nearest(*deformation_graph._rows(paths), nodes, vertices[nodes], 0.8, 5, [10, 40])
         for index, among in ((found, 150), (levels[0], 10), (levels[1], 40)):
             distance = surface.geodesic(paths, nodes[:among], limit=0.8).T
             distance = distance if among == 150 else distance[nodes[:among]]
