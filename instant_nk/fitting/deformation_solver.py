@@ -322,9 +322,9 @@ class Pattern:
 
     @staticmethod
     def build(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray, device: str) -> Pattern:
-        compiled_too = torch.device(device).type == "cpu" and _has_numba()
-        found = loops().pattern(m, anchors, weights, edge) if compiled_too else _pattern(m, anchors, weights, edge)
-        plan = BlockCholesky.analyse(m, found[3], torch.get_num_threads()) if compiled_too else None
+        with_loops = torch.device(device).type == "cpu" and _has_numba()
+        found = loops().pattern(m, anchors, weights, edge) if with_loops else _pattern(m, anchors, weights, edge)
+        plan = BlockCholesky.analyse(m, found[3], torch.get_num_threads()) if with_loops else None
         return Pattern(*(torch.as_tensor(np.ascontiguousarray(x), device=device) for x in found), plan)
 
 
