@@ -103,8 +103,9 @@ def _minimum_degree(m: int, blocks: np.ndarray) -> np.ndarray:
     from scipy.sparse.linalg import splu
 
     off = blocks[blocks[:, 0] != blocks[:, 1]]
-    upper = sparse.coo_matrix((np.full(len(off), -1.0), (off[:, 0], off[:, 1])), shape=(m, m)).tocsr()
-    full = (upper + upper.T + sparse.diags(np.full(m, float(m + 1)))).tocsc()
+    value = np.concatenate([np.full(2 * len(off), -1.0), np.full(m, float(m + 1))])
+    row, column = (np.concatenate([off[:, side], off[:, 1 - side], np.arange(m)]) for side in (0, 1))
+    full = sparse.coo_matrix((value, (row, column)), shape=(m, m)).tocsc()
     found = splu(full, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     return np.argsort(found.perm_c, kind="stable")
 
@@ -165,59 +166,54 @@ def _laid_out(m: int, blocks: np.ndarray, rank: np.ndarray, fronts: list[_Front]
     place = np.empty(m, np.int64)  # position of each rank in the final order
     columns = np.concatenate([front.columns for front in fronts])
     place[columns] = np.arange(m)
-    rows = [np.concatenate([front.columns, sorted(front.below, key=place.__getitem__)]).astype(np.int64) for front in fronts]
     width = np.array([len(front.columns) for front in fronts])
-    count = np.array([len(r) for r in rows])
+    count = width + [len(front.below) for front in fronts]
     owner = np.empty(m, np.int64)
     owner[columns] = np.repeat(np.arange(len(fronts)), width)
-    block_of = _own_blocks(rank, place, owner, blocks, rows, len(fronts))
-    below = count - width
-    within, within_start = [], np.zeros(len(fronts) + 1, np.int64)
+    of_row, row_start = np.repeat(np.arange(len(fronts)), count), np.concatenate([[0], np.cumsum(count)])
+    rows = np.sort(of_row * m + place[[rank for front in fronts for part in (front.columns, front.below) for rank in part]])  # front and place as one number
+    block_of = _own_blocks(rank, place, owner, blocks, rows, row_start)
     parent = np.full(len(fronts), -1)
-    for i, front in enumerate(fronts):
-        for child in front.children:
-            parent[number[id(child)]] = i
-    for i in range(len(fronts)):
-        if parent[i] >= 0:
-            local = {node: r for r, node in enumerate(rows[parent[i]].tolist())}
-            within.append(np.array([local[node] for node in rows[i][width[i] :].tolist()], np.int64))
-        else:
-            within.append(np.empty(0, np.int64))
-    np.cumsum([len(w) for w in within], out=within_start[1:])
-    child_start = np.zeros(len(fronts) + 1, np.int64)
     children = [sorted(number[id(child)] for child in front.children) for front in fronts]
+    for i, group in enumerate(children):
+        parent[group] = i
+    passed = (np.arange(len(rows)) - row_start[of_row] >= width[of_row]) & (parent[of_row] >= 0)
+    within = _rows_of(parent[of_row[passed]], rows[passed] % m, rows, row_start, m)
+    within_start = np.concatenate([[0], np.cumsum(np.bincount(of_row[passed], minlength=len(fronts)))])
+    child_start = np.zeros(len(fronts) + 1, np.int64)
     np.cumsum([len(c) for c in children], out=child_start[1:])
     factor_start = np.concatenate([[0], np.cumsum(SIZE * SIZE * count * width)])
     tasks, rest = _shared_out(parent, children, width, count, threads)
-    front_start, update_start, room = _stacked([*tasks, rest], children, SIZE * count, SIZE * below)
+    front_start, update_start, room = _stacked([*tasks, rest], children, SIZE * count, SIZE * (count - width))
     return BlockCholesky(
-        order[np.concatenate(rows)], np.concatenate([[0], np.cumsum(count)]), width, *block_of,
-        np.array([c for group in children for c in group], np.int64), child_start, np.concatenate(within), within_start,
+        order[columns[rows % m]], row_start, width, *block_of,
+        np.array([c for group in children for c in group], np.int64), child_start, within, within_start,
         factor_start, front_start, update_start, tasks, rest, (int(factor_start[-1]), room),
     )  # fmt: skip
 
 
-def _own_blocks(rank, place, owner, blocks, rows, fronts):
+def _rows_of(front: np.ndarray, place: np.ndarray, rows: np.ndarray, row_start: np.ndarray, m: int) -> np.ndarray:
+    """Which row of a front stands for a place in the order."""
+    return np.searchsorted(rows, front * m + place) - row_start[front]
+
+
+def _own_blocks(rank, place, owner, blocks, rows, row_start):
     """Block, place in the front and whether it is transposed, of each front's own entries; where each front's begin."""
     first, second = rank[blocks[:, 0]], rank[blocks[:, 1]]
     swap = place[first] > place[second]  # the earlier one is the column
     column, row = np.where(swap, second, first), np.where(swap, first, second)
-    front = owner[column]
-    by_front = np.argsort(front, kind="stable")
-    start = np.searchsorted(front[by_front], np.arange(fronts + 1))
-    at = np.empty(len(blocks), np.int64)
-    for i in range(fronts):
-        mine = by_front[start[i] : start[i + 1]]
-        sorter = np.argsort(rows[i])
-        where = sorter[np.searchsorted(rows[i], np.concatenate([row[mine], column[mine]]), sorter=sorter)].reshape(2, -1)
-        at[mine] = where[0] * len(rows[i]) + where[1]
-    return by_front, at[by_front], ~swap[by_front], start  # a block (a, b) holds rows of a: the lower triangle wants it transposed where a is the column
+    by_front = np.argsort(owner[column], kind="stable")
+    front = owner[column[by_front]]
+    start = np.searchsorted(front, np.arange(len(row_start)))
+    row, column = (_rows_of(front, place[x[by_front]], rows, row_start, len(rank)) for x in (row, column))
+    at = row * np.diff(row_start)[front] + column
+    return by_front, at, ~swap[by_front], start  # a block (a, b) holds rows of a: the lower triangle wants it transposed where a is the column
 
 
 def _shared_out(parent: np.ndarray, children: list[list[int]], width: np.ndarray, count: np.ndarray, threads: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Subtrees of about equal work for each thread, and the fronts above them."""
     fronts = len(parent)
-    work = np.array([float((c - np.arange(w)).astype(float).__pow__(2).sum()) for c, w in zip(count, width)])
+    work = (width * count**2 - count * width * (width - 1) + width * (width - 1) * (2 * width - 1) // 6).astype(float)  # squares of count to count - width + 1
     below, first = work.copy(), np.arange(fronts)
     for i in range(fronts):
         for child in children[i]:

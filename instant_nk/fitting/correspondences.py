@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,12 @@ class Target:
             return torch.from_numpy(np.concatenate([there, self.colour_scale * shade, self.normal_scale * facing], 1))
         return torch.cat([points, self.colour_scale * colours, self.normal_scale * normals], 1)
 
+    def nearest(self, joint: Tensor) -> Tensor:
+        """The observed point nearest to each of `joint` [N, 9], all of a body's points in order, i64 [N]."""
+        if compiled(joint):
+            return torch.from_numpy(self.trail.ahead(*arrays(joint, self.index.reference)))
+        return self.index.query(joint)[1][:, 0]
+
 
 def _number(rows: np.ndarray | Tensor, device: str | torch.device) -> Tensor:
     return torch.tensor(len(rows), dtype=torch.float64, device=device)
@@ -144,7 +151,7 @@ def closest_both_ways(
 
         there, back = evidence_triton.partners(joint.T.contiguous(), target.index.reference.T.contiguous()).long().split([len(joint), len(target.points)])
     else:
-        there, back = target.index.query(joint)[1][:, 0], NearestPoints(joint).query(target.index.reference)[1][:, 0]
+        there, back = target.nearest(joint), NearestPoints(joint).query(target.index.reference)[1][:, 0]
     pairs = (torch.arange(len(points), device=points.device), there), (back, torch.arange(len(target.points), device=points.device))
     sources, targets, weights, kept = [], [], [], []
     balance = len(points) / target.number  # both directions weigh the same whatever the numbers of points
@@ -188,16 +195,27 @@ class Trail:
         """Nearest observed point of each of the body's points and the reverse, i64 [N] and [P]."""
         from instant_nk.geometry.search_tree import SearchTree
 
-        if self.goal is None:
-            self.goal = SearchTree(there)
         if len(body) in self.known:
             tree, ahead, back = self.known[len(body)]
             tree.fit(body)
         else:
             tree, ahead, back = SearchTree(body), None, None
-        ahead, back = self.goal.query(body, 1, ahead, tree.order)[1][:, 0], tree.query(there, 1, back, self.goal.order)[1][:, 0]
+        goal = self._goal(there)
+        ahead, back = goal.query(body, 1, ahead, tree.order)[1][:, 0], tree.query(there, 1, back, goal.order)[1][:, 0]
         self.known[len(body)] = tree, ahead, back
         return ahead, back
+
+    def ahead(self, body: np.ndarray, there: np.ndarray) -> np.ndarray:
+        """Nearest observed point of each of the body's points alone, i64 [N]."""
+        tree, ahead, _ = self.known.get(len(body), (None, None, None))
+        return self._goal(there).query(body, 1, ahead, tree and tree.order)[1][:, 0]
+
+    def _goal(self, there: np.ndarray) -> Any:
+        from instant_nk.geometry.search_tree import SearchTree
+
+        if self.goal is None:
+            self.goal = SearchTree(there)
+        return self.goal
 
 
 def planes(live: Tensor, normals: Tensor, target: Target, matches: Matches) -> tuple[Tensor, Tensor]:

@@ -95,14 +95,10 @@ class Body:
         vertices, faces = mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)
         face, bary = surface.sample(vertices, faces, max_points, seed)
         corner = faces[face]
-
-        def blend(values: np.ndarray) -> np.ndarray:
-            return (values[corner] * bary[..., None]).sum(1)
-
-        points, normals = blend(vertices), blend(mesh.normals.astype(np.float64))
-        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-        anchors, weights = point_anchors(graph, points, graph.vertex_anchors[corner].reshape(len(points), -1).astype(np.int64))
-        return Body.from_points(graph, points, normals, blend(mesh.colours.astype(np.float64)), anchors, weights, device)
+        points, normals, colours = (surface.blend(x.astype(np.float64), corner, bary) for x in (vertices, mesh.normals, mesh.colours))
+        normals /= np.maximum(surface.lengths(normals)[:, None], 1e-12)
+        anchors, weights = point_anchors(graph, points, graph.vertex_anchors.take(corner, 0).reshape(len(points), -1).astype(np.int64))
+        return Body.from_points(graph, points, normals, colours, anchors, weights, device)
 
     @staticmethod
     def from_points(graph: Graph, points, normals, colours, anchors, weights, device: str = "cpu", levels: int = 2) -> Body:
@@ -113,7 +109,7 @@ class Body:
         stiffness = graph.edge_weights.astype(np.float64)
         if len(stiffness):
             stiffness = stiffness * (m / (2 * stiffness.sum()))
-        edge = graph.edges.astype(np.int64)
+        edge, spacing = graph.edges.astype(np.int64), graph.spacing
 
         def real(x: np.ndarray) -> Tensor:
             return torch.as_tensor(np.asarray(x, np.float64), device=device)
@@ -121,8 +117,8 @@ class Body:
         return Body(
             nodes=real(graph.node_positions), points=real(points), normals=real(normals), colours=real(colours),
             anchors=torch.as_tensor(anchors, device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
-            spacing=graph.spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, anchors, weights, edge, device),
-            probes=Probes.build(real(points), graph.spacing),
+            spacing=spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, anchors, weights, edge, device),
+            probes=Probes.build(real(points), spacing),
             coarse=Coarse.build(graph, points, normals, colours, anchors, weights, device) if levels > 1 and m > 2 * COARSE_NODES else None,
         )  # fmt: skip
 
@@ -195,10 +191,10 @@ def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share:
     first = np.ones(candidate.shape, bool)
     first[:, 1:] = candidate[:, 1:] != candidate[:, :-1]
     group = np.cumsum(first, axis=1) - 1
-    total = np.zeros(value.shape)
-    np.add.at(total, (np.arange(n)[:, None], group), value)
+    place = group + candidate.shape[1] * np.arange(n)[:, None]
+    total = np.bincount(place.ravel(), value.ravel(), value.size).reshape(value.shape)
     name = np.full(candidate.shape, -1)
-    name[np.arange(n)[:, None], group] = candidate
+    name.ravel()[place] = candidate
     order = np.where(name < 0, -1.0, total).argsort(1, kind="stable")[:, ::-1][:, :keep]
     name, total = np.take_along_axis(name, order, 1), np.take_along_axis(total, order, 1)
     total = np.where(name < 0, 0.0, total)
@@ -290,16 +286,27 @@ def small_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def point_anchors(graph: Graph, points: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Anchors and weights of points inside faces: the nearest K of the anchors of the face's corners [N, C], each taken once."""
-    k = graph.vertex_anchors.shape[1]
+    nodes, radii = graph.node_positions.astype(np.float64), graph.node_radii.astype(np.float64)
+    anchors, repeated = (_nearest_compiled if _has_numba() else _nearest)(points, candidates, nodes, radii, graph.vertex_anchors.shape[1])
+    weights = skinning_weights(points, anchors, nodes, radii)
+    weights[repeated] = 0
+    return anchors, weights / weights.sum(1, keepdims=True)
+
+
+def _nearest(points: np.ndarray, candidates: np.ndarray, nodes: np.ndarray, radii: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of each point's candidates [N, C] in units of their radii, each once, i64 [N, k]; and which stand there again for want of others."""
     candidates = np.sort(candidates, axis=1)
     repeated = np.zeros(candidates.shape, bool)
     repeated[:, 1:] = candidates[:, 1:] == candidates[:, :-1]
-    relative = np.linalg.norm(points[:, None] - graph.node_positions[candidates], axis=-1) / graph.node_radii[candidates]
+    relative = surface.lengths(points[:, None] - nodes[candidates]) / radii[candidates]
     order = np.where(repeated, np.inf, relative).argsort(1, kind="stable")[:, :k]
-    anchors = np.take_along_axis(candidates, order, 1)
-    weights = skinning_weights(points, anchors, graph.node_positions.astype(np.float64), graph.node_radii.astype(np.float64))
-    weights[np.take_along_axis(repeated, order, 1)] = 0
-    return anchors, weights / weights.sum(1, keepdims=True)
+    return np.take_along_axis(candidates, order, 1), np.take_along_axis(repeated, order, 1)
+
+
+def _nearest_compiled(points: np.ndarray, candidates: np.ndarray, nodes: np.ndarray, radii: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    anchors, repeated = np.empty((len(points), k), np.int64), np.empty((len(points), k), bool)
+    over_rows(len(points), lambda first, last: loops().nearest_anchors(first, last, points, candidates, nodes, radii, anchors, repeated))
+    return anchors, repeated
 
 
 @dataclass(frozen=True)
@@ -329,29 +336,31 @@ class Pattern:
 
     @staticmethod
     def build(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray, device: str) -> Pattern:
-        k = anchors.shape[1]
-        i, j = (x.ravel() for x in np.meshgrid(np.arange(k), np.arange(k), indexing="ij"))
-        a, b = anchors[:, i], anchors[:, j]
-        live = (a <= b) & (weights[:, i] > 0) & (weights[:, j] > 0)
-        point, slot = np.nonzero(live)
-        key = a[live] * m + b[live]
-        pairs = np.sort(edge, axis=1)
-        unique = np.unique(np.concatenate([key, pairs[:, 0] * m + pairs[:, 1], np.arange(m) * (m + 1)]))
-        blocks = np.stack([unique // m, unique % m], 1)
-        target = np.searchsorted(unique, key)
-        order = np.argsort(target, kind="stable")
-        edge_block, diagonal = np.searchsorted(unique, pairs[:, 0] * m + pairs[:, 1]), np.searchsorted(unique, np.arange(m) * (m + 1))
         on_cpu = torch.device(device).type == "cpu"
+        found = loops().pattern(m, anchors, weights, edge) if _has_numba() else _pattern(m, anchors, weights, edge)
+        blocks, edge_block, diagonal = found[3:6]
+        plan = BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if on_cpu and _has_numba() else None
+        gather = None if on_cpu else Gather.build(m, blocks, edge, edge_block, diagonal, device)
+        return Pattern(*(torch.as_tensor(np.ascontiguousarray(x), device=device) for x in found), plan, gather)
 
-        def index(x: np.ndarray) -> Tensor:
-            return torch.as_tensor(np.ascontiguousarray(x), device=device)
 
-        return Pattern(
-            index((point * k + i[slot])[order]), index((point * k + j[slot])[order]), index(target[order]), index(blocks),
-            index(edge_block), index(diagonal), index(np.searchsorted(target[order], np.arange(len(unique) + 1))),
-            BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if on_cpu and _has_numba() else None,
-            None if on_cpu else Gather.build(m, blocks, edge, edge_block, diagonal, device),
-        )  # fmt: skip
+def _pattern(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, ...]:
+    """All arrays of a `Pattern`, in order."""
+    k = anchors.shape[1]
+    i, j = (x.ravel() for x in np.meshgrid(np.arange(k), np.arange(k), indexing="ij"))
+    a, b = anchors[:, i], anchors[:, j]
+    live = (a <= b) & (weights[:, i] > 0) & (weights[:, j] > 0)
+    point, slot = np.nonzero(live)
+    key = a[live] * m + b[live]
+    pairs = np.sort(edge, axis=1)
+    pairs, diagonal = pairs[:, 0] * m + pairs[:, 1], np.arange(m) * (m + 1)
+    unique = np.unique(np.concatenate([key, pairs, diagonal]))
+    target = np.searchsorted(unique, key)
+    order = np.argsort(target, kind="stable")
+    return (
+        (point * k + i[slot])[order], (point * k + j[slot])[order], target[order], np.stack([unique // m, unique % m], 1),
+        np.searchsorted(unique, pairs), np.searchsorted(unique, diagonal), np.searchsorted(target[order], np.arange(len(unique) + 1)),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

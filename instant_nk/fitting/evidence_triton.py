@@ -113,9 +113,17 @@ def _weigh_probes(live_at, normal_at, pick, rest, certainty, count, reach, apart
         valid = m < count
         other = tl.load(pick + m, mask=valid, other=0)
         ox, oy, oz = load3(live_at, other, valid)
-        now = (x[:, None] - ox[None]) * (x[:, None] - ox[None]) + (y[:, None] - oy[None]) * (y[:, None] - oy[None]) + (z[:, None] - oz[None]) * (z[:, None] - oz[None])
+        now = (
+            (x[:, None] - ox[None]) * (x[:, None] - ox[None])
+            + (y[:, None] - oy[None]) * (y[:, None] - oy[None])
+            + (z[:, None] - oz[None]) * (z[:, None] - oz[None])
+        )
         ox, oy, oz = load3(rest, m, valid)
-        before = (a[:, None] - ox[None]) * (a[:, None] - ox[None]) + (b[:, None] - oy[None]) * (b[:, None] - oy[None]) + (c[:, None] - oz[None]) * (c[:, None] - oz[None])
+        before = (
+            (a[:, None] - ox[None]) * (a[:, None] - ox[None])
+            + (b[:, None] - oy[None]) * (b[:, None] - oy[None])
+            + (c[:, None] - oz[None]) * (c[:, None] - oz[None])
+        )
         ox, oy, oz = load3(normal_at, other, valid)
         rival = (before > apart * apart) & (before > closer * closer * now) & (u[:, None] * ox[None] + v[:, None] * oy[None] + w[:, None] * oz[None] >= cosine)
         nearest = tl.where(rival & valid[None], tl.minimum(nearest, now), nearest)
@@ -239,9 +247,7 @@ def add_surface(
             rivals.CLOSER, rivals.COSINE, rivals.LEAST, ROWS=ROWS,
         )  # fmt: skip
         pairs = (triton.cdiv(n + p, ROWS),)
-        _gate[pairs](
-            partner, live, normals, target.points, target.normals, target.usable, distance, kept, n, p, longest, cosine, progress, ROWS=ROWS
-        )
+        _gate[pairs](partner, live, normals, target.points, target.normals, target.usable, distance, kept, n, p, longest, cosine, progress, ROWS=ROWS)
         middle = ((kept - 1).clamp_min(0) // 2).long()
         median = distance.float().sort().values.gather(0, middle)  # seven digits of the kernel's width are enough, and sorted in half the time
         _pull[pairs](

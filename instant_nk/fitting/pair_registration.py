@@ -169,8 +169,8 @@ def _observe(target: Surface, points: np.ndarray, coloured: bool, max_points: in
         face, bary = surface.sample(points, target.faces, max_points, seed)
         corner = target.faces[face]
         boundary = open_edge[corner].any(1)
-        points, normals, colours = ((x[corner] * bary[..., None]).sum(1) for x in (points, normals, colours))
-        normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        points, normals, colours = (surface.blend(x, corner, bary) for x in (points, normals, colours))
+        normals = normals / np.maximum(surface.lengths(normals)[:, None], 1e-12)
     n = len(points)
     f32 = (x.astype(np.float32) for x in (points, normals, colours))
     return Observation(*f32, np.ones(n, np.float32), np.ones(n, np.int32), boundary)
@@ -220,7 +220,7 @@ def _result(source: Surface, points: np.ndarray, graph: Graph, body: Body, targe
 def _source_coverage(body: Body, pose: Pose, target: Target) -> float:
     """Share of the source that lies on the target, of what the target could show: points that come to rest at its open edge do not count."""
     live, normals = body.warp(pose), body.warp_normals(pose)
-    there = target.index.query(target.features(live, normals, body.colours))[1][:, 0]
+    there = target.nearest(target.features(live, normals, body.colours))
     shown = target.usable[there]
     near = (live - target.points[there]).norm(dim=-1) <= 0.5 * body.spacing
     return float((shown & near & ((normals * target.normals[there]).sum(-1) >= 0.3)).sum() / shown.sum().clamp_min(1))

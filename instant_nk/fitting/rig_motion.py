@@ -51,7 +51,7 @@ def _bind(rig: Rig, posed: np.ndarray, nodes: np.ndarray, normals: np.ndarray) -
     from scipy.spatial import cKDTree
 
     face, bary = surface.sample(posed, rig.faces, SAMPLES)
-    points = (posed[rig.faces[face]] * bary[..., None]).sum(1)
+    points = surface.blend(posed, rig.faces[face], bary)
     facing = surface.face_normals(posed, rig.faces)[face]
     diagonal = float(np.linalg.norm(np.ptp(posed, axis=0)))
     length = NORMAL_LENGTH * diagonal

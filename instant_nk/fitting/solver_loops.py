@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -459,3 +461,112 @@ def carried(kernel, row, column, places, share, mean):
         share[i] = row[i] * total
         least = max(total, np.float32(1e-30))
         mean[i, 0], mean[i, 1], mean[i, 2] = a / least, b / least, c / least
+
+
+@loop()
+def pattern(nodes, anchors, weights, edge):
+    """What `deformation_solver.Pattern` says of points on `nodes` nodes and of edges: left, right, target, blocks, edge_block, diagonal, first.
+
+    Entries are sorted by block in two passes of counting, which leave those of one block in order.
+    """
+    n, k = anchors.shape
+    low, high, name = _entries(nodes, anchors, weights, edge)
+    low, high, name = _sorted_by(high, nodes, low, high, name)
+    low, high, name = _sorted_by(low, nodes, low, high, name)
+    pairs = len(name) - len(edge) - nodes
+    left, right, target = np.empty(pairs, np.int64), np.empty(pairs, np.int64), np.empty(pairs, np.int64)
+    blocks, first = np.empty((len(name), 2), np.int64), np.empty(len(name) + 1, np.int64)
+    edge_block, diagonal = np.empty(len(edge), np.int64), np.empty(nodes, np.int64)
+    size, block = 0, -1
+    for e in range(len(name)):
+        if e == 0 or low[e] != low[e - 1] or high[e] != high[e - 1]:
+            block += 1
+            blocks[block, 0], blocks[block, 1], first[block] = low[e], high[e], size
+        if name[e] < n * k * k:
+            left[size], right[size], target[size] = name[e] // k, name[e] // (k * k) * k + name[e] % k, block
+            size += 1
+        elif name[e] < n * k * k + len(edge):
+            edge_block[name[e] - n * k * k] = block
+        else:
+            diagonal[low[e]] = block
+    first[block + 1] = size
+    return left, right, target, blocks[: block + 1].copy(), edge_block, diagonal, first[: block + 2].copy()
+
+
+@njit
+def _entries(nodes, anchors, weights, edge):
+    """Lower and higher node, i32, of what adds to the normal matrix, and its name, i64: (point, slot, slot) as one number, then the edges, then the nodes."""
+    n, k = anchors.shape
+    count = len(edge) + nodes
+    for p in range(n):
+        held = 0
+        for i in range(k):
+            held += weights[p, i] > 0
+        count += held * held  # at most: each pair of anchors has both orders
+    low, high, name = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int64)
+    size, slots = 0, np.empty(k, np.int64)
+    for p in range(n):
+        held = 0
+        for i in range(k):
+            slots[held] = i
+            held += weights[p, i] > 0
+        for i in slots[:held]:
+            for j in slots[:held]:
+                if anchors[p, i] <= anchors[p, j]:
+                    low[size], high[size], name[size] = anchors[p, i], anchors[p, j], (p * k + i) * k + j
+                    size += 1
+    for e in range(len(edge)):
+        low[size], high[size], name[size] = min(edge[e, 0], edge[e, 1]), max(edge[e, 0], edge[e, 1]), n * k * k + e
+        size += 1
+    for v in range(nodes):
+        low[size], high[size], name[size] = v, v, n * k * k + len(edge) + v
+        size += 1
+    return low[:size], high[:size], name[:size]
+
+
+@njit
+def _sorted_by(key, keys, low, high, name):
+    start = np.zeros(keys + 1, np.int64)
+    for value in key:
+        start[value + 1] += 1
+    start = np.cumsum(start)
+    new_low, new_high, new_name = np.empty_like(low), np.empty_like(high), np.empty_like(name)
+    for e in range(len(key)):
+        place = start[key[e]]
+        start[key[e]] += 1
+        new_low[place], new_high[place], new_name[place] = low[e], high[e], name[e]
+    return new_low, new_high, new_name
+
+
+@loop(error_model="numpy")
+def nearest_anchors(start, stop, points, candidates, nodes, radii, anchors, repeated):
+    """`anchors` [N, K] of points: of their candidates [N, C] the nearest, in units of their radii, each once; where there are fewer, some are `repeated` [N, K]."""
+    k, width = anchors.shape[1], candidates.shape[1]
+    names, near = np.empty(width, np.int64), np.empty(k)
+    for p in range(start, stop):
+        for c in range(width):
+            name, slot = candidates[p, c], c
+            while slot > 0 and names[slot - 1] > name:
+                names[slot] = names[slot - 1]
+                slot -= 1
+            names[slot] = name
+        near[:] = np.inf
+        found = 0
+        for c in range(width):
+            name = names[c]
+            if c > 0 and name == names[c - 1]:
+                continue
+            x, y, z = points[p, 0] - nodes[name, 0], points[p, 1] - nodes[name, 1], points[p, 2] - nodes[name, 2]
+            relative, slot = math.sqrt(x * x + y * y + z * z) / radii[name], min(found, k - 1)
+            if found >= k and relative >= near[slot]:
+                continue
+            while slot > 0 and near[slot - 1] > relative:
+                near[slot], anchors[p, slot] = near[slot - 1], anchors[p, slot - 1]
+                slot -= 1
+            near[slot], anchors[p, slot] = relative, name
+            found += 1
+        repeated[p] = False
+        for c in range(1, width):
+            if found < k and names[c] == names[c - 1]:
+                anchors[p, found], repeated[p, found] = names[c], True
+                found += 1

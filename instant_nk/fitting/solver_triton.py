@@ -356,7 +356,7 @@ def _conjugate_gradients(
         tl.store(partial + ROOM + program, product, cache_modifier=".cg")
         _meet(counter, (2 * done + 2) * PROGRAMS, PROGRAMS)
         curvature = _total(partial + ROOM, PROGRAMS, ROOM)
-        alpha = tl.where(curvature > 0, left / curvature, float("nan"))  # not positive definite: the twists say so
+        alpha = tl.where(curvature > 0, left / curvature, float("nan"))
         for start in range(first, last, TILE):
             n, a = start + tl.arange(0, TILE)[:, None], part[None]
             live, at = (n < last) & (a < 6), n * 6 + a
@@ -368,7 +368,7 @@ def _conjugate_gradients(
         now = _total(partial, PROGRAMS, ROOM)
         beta, left = now / left, now
         done += 1
-    if left != left:  # from the start, or since a direction without curvature
+    if (left != left) | (left < 0):  # not positive definite, or not finite from the start
         for start in range(first, last, TILE):
             n, a = start + tl.arange(0, TILE)[:, None], part[None]
             tl.store(x + n * 6 + a, tl.full((TILE, 8), float("nan"), tl.float64), mask=(n < last) & (a < 6))
@@ -526,6 +526,18 @@ def search_line(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor,
             evidence.gradient.contiguous(), body.edge, edge_weight, energies, n, edges, m, own, TRIES=tries, KNN=knn, ROWS=ROWS,
         )  # fmt: skip
         _take_best[(programs,)](
-            twists, rotations, translations, turned, moved, energies, *result, length, m, every, ROOM=triton.next_power_of_2(every), TRIES=tries, ROWS=ROWS,
+            twists,
+            rotations,
+            translations,
+            turned,
+            moved,
+            energies,
+            *result,
+            length,
+            m,
+            every,
+            ROOM=triton.next_power_of_2(every),
+            TRIES=tries,
+            ROWS=ROWS,
         )
     return *result, length

@@ -155,7 +155,7 @@ class Truth:
 
 def _place(vertices: np.ndarray, faces: np.ndarray, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Positions [N, 3] of surface points given by face and barycentric coordinates."""
-    return (vertices[faces[face]] * weights[..., None]).sum(1)
+    return surface.blend(vertices, faces[face], weights)
 
 
 def surface_distances(

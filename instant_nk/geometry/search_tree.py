@@ -139,7 +139,7 @@ def _fit(points, order, edges, first, packed, low, high):
 
 
 @njit(inline="always")
-def _keep(squared, index, value, name):
+def keep(squared, index, value, name):
     """Put a candidate in its place among the k best."""
     slot = len(squared) - 1
     if value > squared[slot] or (value == squared[slot] and name >= index[slot]):
@@ -182,7 +182,7 @@ def _search(visit, queries, order, edges, first, levels, packed, low, high, gues
                     if apart[j] <= best[k - 1]:
                         name = order[edges[inside] + j]
                         if k > 1 or name != found[0]:
-                            _keep(best, found, apart[j], name)
+                            keep(best, found, apart[j], name)
                 continue
             box = first[level] + inside
             for j in range(WIDTH):

@@ -1,15 +1,14 @@
 """Share compiled CPU loops among as many threads as torch may use; the loops release the interpreter lock.
 
-Plain threads, not numba's own: its OpenMP layer would reset torch's number of threads for the whole process.
+Plain threads, not numba's own: its OpenMP layer would reset torch's number of threads for the whole process. Torch itself is not loaded here.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-
-import torch
 
 LEAST = 1024  # rows worth a thread of their own
 
@@ -19,18 +18,24 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="instant_nk_kernels")
 
 
+def count() -> int:
+    """Threads that a job may use: as many as torch may where it is loaded, else one."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else 1
+
+
 def each(tasks: Sequence[Callable[[], None]]) -> None:
     """Run independent tasks, several at a time."""
-    if torch.get_num_threads() == 1 or len(tasks) == 1:
+    if count() == 1 or len(tasks) == 1:
         for task in tasks:
             task()
     else:
-        for future in [_pool(torch.get_num_threads()).submit(task) for task in tasks]:
+        for future in [_pool(count()).submit(task) for task in tasks]:
             future.result()
 
 
 def over_rows(rows: int, loop: Callable[[int, int], None], least: int = LEAST) -> None:
     """Run loop(first, last) over pieces of range(rows), one per thread; none is worth fewer than `least` rows."""
-    pieces = min(torch.get_num_threads(), max(1, rows // least))
+    pieces = min(count(), max(1, rows // least))
     edges = [round(i * rows / pieces) for i in range(pieces + 1)]
     each([partial(loop, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)])

@@ -31,17 +31,24 @@ LEVEL_RATIO = 4  # each coarser level keeps a quarter of the nodes: twice the sp
 
 @dataclass(frozen=True)
 class _Reach:
-    """Which nodes each vertex of the refined surface can reach, nearest first: parallel arrays sorted by vertex, then distance."""
+    """Nodes that vertices of the refined surface can reach, nearest first, of equals the one with the lower number; -1 where there are fewer.
 
-    vertex: np.ndarray
-    node: np.ndarray
-    distance: np.ndarray
-    rank: np.ndarray
+    Attributes:
+        nearest: of each vertex, i64 [V, C].
+        levels: of the vertices of the first nodes, among these alone, ever more of them, i64 [size, C].
+    """
+
+    nearest: np.ndarray
+    levels: list[np.ndarray]
 
 
 def automatic_spacing(vertices: np.ndarray, faces: np.ndarray, max_nodes: int) -> float:
     """Node spacing at which about `max_nodes` nodes cover the surface, in the vertices' unit."""
-    return float(np.sqrt(surface.face_areas(vertices, faces).sum() / (NODE_AREA * max_nodes)))
+    return _spacing(surface.face_areas(vertices, faces).sum(), max_nodes)
+
+
+def _spacing(area: float, max_nodes: int) -> float:
+    return float(np.sqrt(area / (NODE_AREA * max_nodes)))
 
 
 def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6) -> Graph:
@@ -60,14 +67,15 @@ def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None,
     vertices = np.asarray(vertices, np.float64)
     if not np.isfinite(vertices).all():
         raise DataError("deformation graph: the canonical mesh has vertices that are not finite. Re-run stage 'canonical'.")
-    if not len(faces) or surface.face_areas(vertices, faces).sum() <= 0:
+    area = surface.face_areas(vertices, faces).sum() if len(faces) else 0.0
+    if area <= 0:
         raise DataError("deformation graph: the canonical mesh has no area. Re-run stage 'canonical' or give another canonical.mesh.")
-    limit = spacing if spacing is not None else automatic_spacing(vertices, faces, max_nodes)
+    limit = spacing if spacing is not None else _spacing(area, max_nodes)
     welded, joined, welded_of = surface.weld(vertices, np.asarray(faces, np.int64))
     fine, fine_faces, _ = surface.refine(welded, joined, 0.6 * limit)
     used = np.zeros(len(fine), bool)
     used[fine_faces.ravel()] = True
-    paths = surface.distance_graph(fine, fine_faces)
+    paths = _paths(fine, fine_faces, len(fine) if spacing is not None else max_nodes)
     part = surface.components(len(fine), fine_faces)
     chosen = _farthest_points(paths, fine, part, used, limit, None if spacing is not None else max_nodes)
     return _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours)
@@ -83,7 +91,7 @@ def on_nodes(vertices: np.ndarray, faces: np.ndarray, node_positions: np.ndarray
     welded, joined, welded_of = surface.weld(vertices, np.asarray(faces, np.int64))
     spacing = float(np.median(cKDTree(nodes).query(nodes, k=2)[0][:, 1])) if len(nodes) > 1 else automatic_spacing(vertices, faces, 1)
     fine, fine_faces, _ = surface.refine(welded, joined, 0.6 * max(spacing, 0.02 * automatic_spacing(vertices, faces, 1)))
-    paths = surface.distance_graph(fine, fine_faces)
+    paths = _paths(fine, fine_faces, len(nodes))
     part = surface.components(len(fine), fine_faces)
     chosen = cKDTree(fine).query(nodes)[1]
     return _assemble(paths, fine, part, chosen, welded_of, vertices, spacing, anchors, neighbours, nodes)
@@ -107,7 +115,7 @@ def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anc
     paths = _point_links(thin, facing)
     part = csgraph.connected_components(paths, directed=False)[1]
     chosen = _farthest_points(paths, thin, part, np.ones(len(thin), bool), 0.0, min(max_nodes, len(thin)))
-    covering = csgraph.dijkstra(paths, indices=chosen, min_only=True)
+    covering = surface.covering(paths, chosen)
     limit = max(float(covering.max()), 1e-6 * float(np.linalg.norm(np.ptp(thin, axis=0))), 1e-30)
     nearest = cKDTree(np.concatenate([thin, 0.5 * limit * facing], 1)).query(np.concatenate([points, 0.5 * limit * normals], 1))[1]
     return _assemble(paths, thin, part, chosen, nearest, points, limit, anchors, neighbours)
@@ -152,7 +160,7 @@ def coarsen(graph: Graph, count: int, anchors: int = 4, neighbours: int = 6) -> 
     paths = (upper + upper.T).tocsr()
     part = csgraph.connected_components(paths, directed=False)[1]
     chosen = _farthest_points(paths, positions, part, np.ones(m, bool), 0.0, count)
-    covering = surface.geodesic(paths, chosen).min(0)
+    covering = surface.covering(paths, chosen)
     limit = max(float(covering.max()), graph.spacing)
     return _assemble(paths, positions, part, chosen, np.arange(m), positions, limit, anchors, neighbours), chosen
 
@@ -168,7 +176,7 @@ def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.nda
         members = np.flatnonzero((part == label) & used)
         centre = vertices[members].mean(0)
         chosen.append(members[np.linalg.norm(vertices[members] - centre, axis=1).argmax()])
-    distance = np.minimum(distance, surface.geodesic(paths, np.array(chosen)).min(0))
+    distance = np.minimum(distance, surface.covering(paths, np.array(chosen)))
     if loops := _loops_for(len(vertices), len(vertices) if max_nodes is None else max_nodes):
         most = len(vertices) if max_nodes is None else max(0, max_nodes - len(chosen))
         return np.concatenate([chosen, loops.farthest(*_rows(paths), distance, limit, most)]).astype(np.int64)
@@ -189,34 +197,47 @@ def _loops_for(vertices: int, nodes: int) -> ModuleType | None:
     return geodesic_loops
 
 
+def _paths(vertices: np.ndarray, faces: np.ndarray, nodes: int) -> sparse.csr_matrix:
+    """Graph of links along the surface, over which `nodes` nodes are to be spread."""
+    if not (loops := _loops_for(len(vertices), nodes)):
+        return surface.distance_graph(vertices, faces)
+    start, links, lengths = loops.distance_graph(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
+    return sparse.csr_matrix((lengths, links, start), shape=(len(vertices),) * 2)
+
+
 def _rows(paths: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return paths.indptr.astype(np.int64), paths.indices.astype(np.int64), paths.data.astype(np.float64)
+    return paths.indptr.astype(np.int32, copy=False), paths.indices.astype(np.int32, copy=False), paths.data
 
 
-def _reach(paths, nodes: np.ndarray, limit: float) -> _Reach:
-    """Nodes within geodesic distance `limit` of each vertex; computed in blocks so that memory stays bounded."""
+def _reach(paths, nodes: np.ndarray, places: np.ndarray, limit: float, count: int, levels: list[int]) -> _Reach:
+    """The `count` nodes nearest to each vertex within geodesic distance `limit`, on coarser levels too: the first nodes are an even, coarser covering."""
     if loops := _loops_for(paths.shape[0], len(nodes)):
-        start, node, distance = loops.reach(*_rows(paths), np.asarray(nodes, np.int64), limit)
-        vertex = np.repeat(np.arange(paths.shape[0]), np.diff(start))
-        return _Reach(vertex, node, distance, np.arange(len(vertex)) - start[vertex])
+        return _Reach(*loops.nearest(*_rows(paths), np.asarray(nodes, np.int64), places, limit, count, levels))
     parts = []
-    block = max(1, int(2e7 // paths.shape[0]))
+    block = max(1, int(2e7 // paths.shape[0]))  # so that memory stays bounded
     for start in range(0, len(nodes), block):
         distance = surface.geodesic(paths, nodes[start : start + block], limit=limit)
         node, vertex = np.nonzero(np.isfinite(distance))
         parts.append((vertex, node + start, distance[node, vertex]))
     vertex, node, distance = (np.concatenate(x) for x in zip(*parts))
     order = np.lexsort((node, distance, vertex))
-    vertex, node, distance = vertex[order], node[order], distance[order]
-    start = np.searchsorted(vertex, np.arange(paths.shape[0]))
-    return _Reach(vertex, node, distance, np.arange(len(vertex)) - start[vertex])
+    vertex, node = vertex[order], node[order]
+
+    def table(inside: np.ndarray) -> np.ndarray:
+        at, rank = vertex[inside], np.arange(inside.sum())
+        rank -= np.searchsorted(at, at)
+        result = np.full((paths.shape[0], count), -1, np.int64)
+        result[at[rank < count], rank[rank < count]] = node[inside][rank < count]
+        return result
+
+    return _Reach(table(node >= 0), [table(node < size)[nodes[:size]] for size in levels])
 
 
 def _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours, positions=None) -> Graph:
     positions = fine[chosen] if positions is None else positions
-    reach = _reach(paths, chosen, 4.0 * limit)
     m = len(positions)
     k = min(anchors, m)
+    reach = _reach(paths, chosen, positions, 4.0 * limit, 1 + max(k, neighbours), _levels(m, neighbours))
     fine_anchors, fine_near = _nearest_anchors(reach, fine, positions, k)
     radii = _radii(fine, positions, fine_anchors, reach, k, limit)
     vertex_anchors = fine_anchors[welded_of]
@@ -237,16 +258,14 @@ def _nearest_anchors(reach: _Reach, fine: np.ndarray, positions: np.ndarray, k: 
 
     A vertex that reaches fewer (a small component) is filled up with the node farthest away in space, whose weight is zero by the formula.
     """
-    result = np.full((len(fine), k), -1, np.int64)
-    take = reach.rank < k
-    result[reach.vertex[take], reach.rank[take]] = reach.node[take]
+    result = reach.nearest[:, :k].copy()
     lonely = np.flatnonzero(result[:, 0] < 0)
     if len(lonely):  # given nodes may miss a component altogether: it hangs on the nearest node in space
         result[lonely, 0] = cKDTree(positions).query(fine[lonely])[1]
     near = np.where(result[:, :2] < 0, result[:, :1], result[:, :2]) if k > 1 else np.repeat(result, 2, 1)
     rows = np.flatnonzero((result < 0).any(1))
     for block in np.array_split(rows, max(1, len(rows) * len(positions) // 4_000_000)):
-        far = np.linalg.norm(fine[block, None] - positions, axis=-1).argmax(1)
+        far = surface.lengths(fine[block, None] - positions).argmax(1)
         result[block] = np.where(result[block] < 0, far[:, None], result[block])
     return result, near
 
@@ -257,21 +276,18 @@ def _radii(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: 
     Never so small that a vertex nearest to the node falls outside.
     """
     m = len(positions)
-    dropped = np.full(len(fine), np.nan)
-    next_one = reach.rank == k
-    dropped[reach.vertex[next_one]] = np.linalg.norm(fine[reach.vertex[next_one]] - positions[reach.node[next_one]], axis=1)
-    radii = np.full(m, 1.6 * limit)
-    distance = np.linalg.norm(fine[:, None] - positions[anchors], axis=-1)
-    owner, value = anchors.ravel(), np.repeat(dropped, k)
-    valid = np.isfinite(value)
-    order = np.lexsort((value[valid], owner[valid]))
-    owner, value = owner[valid][order], value[valid][order]
-    start, count = np.searchsorted(owner, np.arange(m)), np.bincount(owner, minlength=m)
+    full = np.flatnonzero(reach.nearest[:, k] >= 0)
+    dropped = surface.lengths(fine[full] - positions[reach.nearest[full, k]])
+    order = np.argsort(dropped)
+    owner = anchors[full[order]].ravel()
+    by_owner = np.argsort(owner.astype(np.min_scalar_type(m)), kind="stable")  # then by length; numbers of 16 bits are sorted by counting
+    count = np.bincount(owner, minlength=m)
     has = count > 0
-    radii[has] = value[start[has] + count[has] // 2]
+    radii = np.full(m, 1.6 * limit)
+    radii[has] = dropped[order[by_owner[(np.cumsum(count) - count + count // 2)[has]] // k]]
     radii = np.clip(radii, 1.2 * limit, 2.0 * limit)
     need = np.zeros(m)
-    np.maximum.at(need, anchors[:, 0], distance[:, 0])
+    np.maximum.at(need, anchors[:, 0], surface.lengths(fine - positions[anchors[:, 0]]))
     return np.maximum(radii, 1.25 * need)
 
 
@@ -287,7 +303,7 @@ def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np
     Returns:
         [N, K].
     """
-    distance = np.linalg.norm(points[:, None] - node_positions[anchors], axis=-1)
+    distance = surface.lengths(points[:, None] - node_positions.take(anchors, 0))
     weights = np.clip(1 - (distance / node_radii[anchors]) ** 2, 0, None) ** 3
     total = weights.sum(1, keepdims=True)
     alone = np.eye(anchors.shape[1])[distance.argmin(1)]
@@ -296,35 +312,40 @@ def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np
 
 def _edges(reach: _Reach, chosen: np.ndarray, near: np.ndarray, positions: np.ndarray, part: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """Node pairs and stiffness: surface neighbours, coarser levels for long range, and weak bridges between components."""
-    m = len(positions)
-    at_node = np.full(len(near), -1)
-    at_node[chosen] = np.arange(m)
-    rows = at_node[reach.vertex] >= 0
-    a, b, distance = at_node[reach.vertex[rows]], reach.node[rows], reach.distance[rows]
-    links = [(np.unique(np.sort(near[near[:, 0] != near[:, 1]], axis=1), axis=0), 1.0)]  # nodes whose regions touch
-    links.append((_knn_pairs(a, b, distance, neighbours), 1.0))
-    size = m // LEVEL_RATIO
-    while size > 2 * neighbours:  # farthest-point order: the first nodes are an even coarser covering
-        inside = (a < size) & (b < size)
-        links.append((_knn_pairs(a[inside], b[inside], distance[inside], neighbours), LONG_RANGE_WEIGHT))
-        size //= LEVEL_RATIO
+    own = np.full(len(near), -1)
+    own[chosen] = np.arange(len(positions))
+    own = own[chosen] == np.arange(len(positions))  # of given nodes that share a vertex, the last one has its links
+    links = [(near[near[:, 0] != near[:, 1]], 1.0)]  # nodes whose regions touch
+    links.append((_knn_pairs(reach.nearest[chosen], own, neighbours), 1.0))
+    links += [(_knn_pairs(level, own[: len(level)], neighbours), LONG_RANGE_WEIGHT) for level in reach.levels]
     links.append((_bridges(positions, part), BRIDGE_WEIGHT))
     pairs = np.concatenate([p for p, _ in links])
     weight = np.concatenate([np.full(len(p), w) for p, w in links])
-    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    unique, inverse = surface.unique_pairs(pairs.min(1), pairs.max(1))
     best = np.zeros(len(unique))
-    np.maximum.at(best, inverse.reshape(-1), weight)
+    np.maximum.at(best, inverse, weight)
     return unique, best
 
 
-def _knn_pairs(a: np.ndarray, b: np.ndarray, distance: np.ndarray, k: int) -> np.ndarray:
-    """Pairs i < j where j is among the k nearest of i or the other way round."""
-    apart = a != b
-    a, b, distance = a[apart], b[apart], distance[apart]
-    order = np.lexsort((b, distance, a))
-    a, b = a[order], b[order]
-    rank = np.arange(len(a)) - np.searchsorted(a, a)
-    return np.unique(np.sort(np.stack([a, b], 1)[rank < k], axis=1), axis=0).reshape(-1, 2)
+def _levels(nodes: int, neighbours: int) -> list[int]:
+    """How many of the nodes, in farthest-point order, make up each coarser level that links run on, ascending."""
+    sizes, size = [], nodes // LEVEL_RATIO
+    while size > 2 * neighbours:
+        sizes.insert(0, size)
+        size //= LEVEL_RATIO
+    return sizes
+
+
+def _knn_pairs(nearest: np.ndarray, rows: np.ndarray, k: int) -> np.ndarray:
+    """Pairs i, j where j is among the k nearest of i.
+
+    Args:
+        nearest: of each node, itself among them, i64 [M, C]; -1 where there are fewer.
+        rows: nodes that have neighbours of their own, bool [M].
+    """
+    other = (nearest >= 0) & (nearest != np.arange(len(nearest))[:, None]) & rows[:, None]
+    a, slot = np.nonzero(other & (np.cumsum(other, axis=1) <= k))
+    return np.stack([a, nearest[a, slot]], 1)
 
 
 def _bridges(positions: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -335,5 +356,5 @@ def _bridges(positions: np.ndarray, part: np.ndarray) -> np.ndarray:
         inside, outside = np.flatnonzero(part == label), np.flatnonzero(part != label)
         k = min(2, len(outside))
         found = cKDTree(positions[outside]).query(positions[inside], k=k)[1].reshape(len(inside), k)
-        pairs.append(np.sort(np.stack([np.repeat(inside, k), outside[found.ravel()]], 1), axis=1))
+        pairs.append(np.stack([np.repeat(inside, k), outside[found.ravel()]], 1))
     return np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)

@@ -16,10 +16,11 @@ from instant_nk.fitting import frame_images, image_evidence, repeated, rig_motio
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.lookahead import Lookahead
-from instant_nk.fitting.registration import Fit, Options, Pictures
+from instant_nk.fitting.registration import Fit, Options, Pictures, rehearsals
 from instant_nk.fitting.registration_agreement import settle_sequence
 from instant_nk.fitting.registration_sequence import chains, register_sequence
 from instant_nk.io import artifact, dataset, ed_folder, graph, mesh, motion, observation
+from instant_nk.kernels import ahead
 from instant_nk.layout import Job
 from instant_nk.stages import rig_source
 
@@ -164,7 +165,8 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
         keep(fits)
         progress.update(len(fits))
 
-    pictures = _pictures(data, nodes, canonical, body, device) if config.image_weight > 0 else None
+    with ahead.compiling(rehearsals(body, options), torch.device(device)):
+        pictures = _pictures(data, nodes, canonical, body, device) if config.image_weight > 0 else None
     known = _resume(job, header, body)
     if given is not None:
         return _to_motion(rig_motion.refine(body, given, data.canonical_frame, observe, options, pictures, known, done))
@@ -200,8 +202,8 @@ def _pictures(data: dataset.Dataset, nodes: graph.Graph, canonical: mesh.Mesh, b
     images = frame_images.load_images(data, views, data.canonical_frame, device)
     appearance = image_evidence.remember(body, image_evidence.look(body, shell, rest, views), views, images, rest)
     order = [frame for chain in chains(list(data.frames), data.canonical_frame) for frame in chain[1:]]
-    ahead = Lookahead(lambda frame: frame_images.load_images(data, views, frame, device), order)
-    return lambda frame: Pictures(views, ahead(frame), shell, appearance)
+    upcoming = Lookahead(lambda frame: frame_images.load_images(data, views, frame, device), order)
+    return lambda frame: Pictures(views, upcoming(frame), shell, appearance)
 
 
 def _to_motion(fits: dict[int, Fit]) -> motion.Motion:

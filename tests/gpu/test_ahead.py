@@ -6,15 +6,20 @@ import pytest
 import torch
 
 from benchmarks import window_step
+from instant_nk.fitting.correspondences import Target
+from instant_nk.fitting.deformation_solver import Body, Pose
+from instant_nk.fitting.registration import Options, register_from, rehearsals
 from instant_nk.fitting.surface_fit import SurfaceFit, SurfaceFitConfig
 from instant_nk.fitting.trainer import How
 from instant_nk.fitting.window_fit import WindowFit
 from instant_nk.kernels import blend_skinning
 from instant_nk.kernels.ahead import compile_side_by_side
 from instant_nk.kernels.hash_encoding import HashSpec
+from instant_nk.models import deformation_graph
 from instant_nk.models.occupancy import cell_centres
 from instant_nk.models.residual_field import ResidualField
 from instant_nk.models.sdf_field import SdfField
+from tests.unit.shapes import bent, mesh_of, observed, tube
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -89,4 +94,17 @@ def test_a_surface_that_rehearsed_compiles_nothing_more(compiled):
     before = len(compiled)
     for _ in range(14):
         fit.step()
+    assert compiled[before:] == []
+
+
+def test_a_registration_that_rehearsed_compiles_nothing_more(compiled):
+    vertices, faces = tube()
+    body = Body.from_mesh(
+        deformation_graph.build(vertices, faces, max_nodes=240, anchors=5), mesh_of(vertices, faces), 2000, "cuda"
+    )  # anchors no other test has
+    target = Target.from_observation(observed(bent(vertices, 0.5), faces, vertices), 2000, body.spacing, body.spacing, "cuda")
+    compile_side_by_side(rehearsals(body, Options()), torch.device("cuda"))
+    before = len(compiled)
+    assert before
+    register_from(body, [Pose.identity(body)], target, Options())
     assert compiled[before:] == []

@@ -12,8 +12,9 @@ from instant_nk.errors import NumericalError
 from instant_nk.fitting import repeated
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
-from instant_nk.fitting.registration import Options, register_from
+from instant_nk.fitting.registration import Guide, Options, register_from, settle
 from instant_nk.models import deformation_graph
+from tests import registration_parity
 from tests.unit.shapes import bent, mesh_of, observed, tube
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -42,3 +43,33 @@ def test_both_devices_find_the_same_motion(record, monkeypatch):
 def test_a_step_that_is_not_finite_is_told(device):
     with pytest.raises(NumericalError):
         fit_on(device, tangential=math.nan)
+
+
+@pytest.mark.parametrize("nodes, points, programs", [(9, 150, None), (60, 3000, None), (60, 3000, 1), (200, 700, 8)])
+def test_a_step_agrees_with_the_cpu(nodes, points, programs):
+    registration_parity.check_step("cuda", nodes, points, programs)
+
+
+@pytest.mark.parametrize("nodes, points, apart", [(9, 150, 0.5), (60, 3000, 0.5), (60, 3000, 2.0)])
+def test_evidence_agrees_with_the_cpu(nodes, points, apart):
+    registration_parity.check_evidence("cuda", nodes, points, apart)
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (5, 40), (1000, 900), (700, 1000)])
+def test_soft_assignment_agrees_with_the_cpu(rows, columns):
+    registration_parity.check_transport("cuda", rows, columns)
+
+
+def test_frames_settle_as_on_the_cpu():
+    fits = []
+    for device in ("cpu", "cuda"):
+        vertices, faces = tube()
+        body = Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=240), mesh_of(vertices, faces), 2000, device)
+        options = Options()
+        lengths = options.colour * body.spacing, options.normal * body.spacing
+        target = Target.from_observation(observed(bent(vertices, np.radians(10)), faces, vertices, coloured=True), 2000, *lengths, device)
+        wanted = torch.from_numpy(bent(body.points.cpu().numpy(), np.radians(9))).to(device)
+        fits.append(settle(body, Pose.identity(body), target, Guide(wanted, torch.full_like(wanted[:, 0], 0.5)), options))
+    difference = (fits[0].pose.translations - fits[1].pose.translations.cpu()).norm(dim=1)
+    assert float(fits[0].pose.translations.norm(dim=1).max()) > 0.05
+    assert float(difference.max()) < 1e-3 and float(difference.median()) < 1e-5

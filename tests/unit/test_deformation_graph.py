@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_compiled_loops_build_the_same_graph_to_the_bit(monkeypatch):
     ball, ball_faces = sphere(0.2, 12)
     vertices = np.concatenate([vertices, ball + [3.0, 0, 0], [[9.0, 9.0, 9.0]]])
     faces = np.concatenate([faces, ball_faces + 2 * n])
-    for settings in ({"spacing": 0.12}, {"max_nodes": 90}, {"max_nodes": 3}):
+    for settings in ({"spacing": 0.12}, {"max_nodes": 90}, {"max_nodes": 90, "anchors": 3, "neighbours": 8}, {"max_nodes": 3}):
         monkeypatch.setattr(deformation_graph, "_loops_for", lambda *_: None)
         wanted = deformation_graph.build(vertices, faces, **settings)
         monkeypatch.setattr(deformation_graph, "_loops_for", lambda *_: geodesic_loops)
@@ -178,3 +179,86 @@ def test_loops_are_loaded_for_large_surfaces_only(monkeypatch):
     assert deformation_graph._loops_for(10_000, 400) is None
     assert deformation_graph._loops_for(30_000, 600) is None  # two seconds in scipy, several of compilation on a machine's first run
     assert deformation_graph._loops_for(60_000, 1000).__name__ == "instant_nk.geometry.geodesic_loops"
+
+
+def flat_grid(side: int = 30):
+    """A square of `side` x `side` vertices in steps of 0.1, where very many paths are equally long but for rounding."""
+    x, y = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
+    corner = (np.arange(side - 1)[:, None] * side + np.arange(side - 1)).ravel()
+    faces = np.concatenate([corner[:, None] + [0, 1, side + 1], corner[:, None] + [0, side + 1, side]])
+    return 0.1 * np.stack([x, y, 0 * x], -1).reshape(-1, 3), faces
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_nearest_nodes_are_those_of_all_distances(monkeypatch, threads):
+    """Nodes of which two share a vertex, on a grid and on a tube beside a part that none can reach."""
+    pytest.importorskip("numba")
+    from instant_nk.geometry import geodesic_loops
+
+    monkeypatch.setattr(geodesic_loops, "threads", lambda: threads)
+    monkeypatch.setattr(geodesic_loops, "LEAST", 100)
+    tubes, tube_faces = tube()
+    for vertices, faces in (flat_grid(), (np.concatenate([tubes, tubes + 5]), np.concatenate([tube_faces, tube_faces + len(tubes)]))):
+        paths = surface.distance_graph(vertices, faces)
+        nodes = np.random.default_rng(0).permutation(len(vertices) // 2)[:150]
+        nodes[70] = nodes[3]
+        found, levels = geodesic_loops.nearest(*deformation_graph._rows(paths), nodes, vertices[nodes], 0.8, 5, [10, 40])
+        for index, among in ((found, 150), (levels[0], 10), (levels[1], 40)):
+            distance = surface.geodesic(paths, nodes[:among], limit=0.8).T
+            distance = distance if among == 150 else distance[nodes[:among]]
+            wanted = distance.argsort(1, kind="stable")[:, :5]
+            wanted = np.where(np.isfinite(np.take_along_axis(distance, wanted, 1)), wanted, -1)
+            assert np.array_equal(index, wanted)
+        assert (found >= 0).any() and (found < 0).any()
+
+
+def test_the_farthest_vertex_is_found_on_links_of_very_unequal_length():
+    pytest.importorskip("numba")
+    from instant_nk.geometry import geodesic_loops
+
+    vertices, faces = sphere(0.4, 16)
+    vertices = vertices * np.where(vertices[:, :1] > 0, 1.0, 1e-4)  # half of it hardly wider than a point
+    paths = surface.distance_graph(vertices, faces)
+    distance = surface.geodesic(paths, np.array([0]))[0]
+    found = geodesic_loops.farthest(*deformation_graph._rows(paths), distance.copy(), 0.0, 60)
+    for vertex in found:
+        assert vertex == distance.argmax()
+        distance = np.minimum(distance, surface.geodesic(paths, np.array([vertex]))[0])
+
+
+def test_a_graph_built_by_compiled_loops_loads_no_torch():
+    pytest.importorskip("numba")
+    code = (
+        "import sys, numba; from instant_nk.models import deformation_graph; from tests.unit.shapes import sphere; deformation_graph.build(*sphere(0.4, 12))"
+        "; assert 'instant_nk.geometry.geodesic_loops' in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_given_nodes_at_one_vertex_are_linked_the_same_by_compiled_loops(monkeypatch):
+    pytest.importorskip("numba")
+    from instant_nk.geometry import geodesic_loops
+
+    vertices, faces = sphere(0.4, 16)
+    nodes = vertices[::5]
+    nodes = np.concatenate([nodes, nodes[:12], nodes[:3]])
+    graphs = []
+    for loops in (None, geodesic_loops):
+        monkeypatch.setattr(deformation_graph, "_loops_for", lambda *_, loops=loops: loops)
+        graphs.append(deformation_graph.on_nodes(vertices, faces, nodes, neighbours=3))
+    assert all(np.array_equal(getattr(graphs[0], name), value) for name, value in vars(graphs[1]).items())
+    linked = set(map(tuple, graphs[0].edges.tolist()))
+    assert all((i, len(nodes) - 15 + i) in linked for i in range(12))
+
+
+def test_links_found_by_compiled_loops_are_the_same_to_the_bit():
+    """Closed and open surfaces, and triangles thrown together: edges of many faces, faces given twice, corners that coincide."""
+    pytest.importorskip("numba")
+    from instant_nk.geometry import geodesic_loops
+
+    rng = np.random.default_rng(0)
+    soups = [(rng.random((40, 3)).round(digits), rng.integers(0, 40, (count, 3))) for digits in (1, 9) for count in (1, 30, 300)]
+    for vertices, faces in (sphere(0.4, 12), tube(caps=False), flat_grid(12), *soups):
+        wanted = surface.distance_graph(vertices, faces)
+        start, links, lengths = geodesic_loops.distance_graph(vertices, faces.astype(np.int64))
+        assert np.array_equal(start, wanted.indptr) and np.array_equal(links, wanted.indices) and np.array_equal(lengths, wanted.data)

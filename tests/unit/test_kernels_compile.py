@@ -56,6 +56,58 @@ def test_a_gather_by_hand_assembles_for_a_gpu(tmp_path):
     assert lines[0][3] == "True" and lines[2][4] == "True"  # one access for a pair, of either width
 
 
+REGISTRATION = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from instant_nk.fitting import correspondences, deformation_solver, evidence_triton, registration, solver_triton, transport_triton
+from instant_nk.kernels import _triton_memory
+from tests.registration_parity import Case
+
+
+class StandIn:
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_only(kernel, grid):
+    def compiled(*args, **constants):
+        assert len(kernel.function.warmup(*args, grid=grid, **constants).asm["cubin"])
+        names.add(kernel.function.__name__)
+
+    return compiled
+
+
+driver.set_active(StandIn())
+names, modules = set(), (solver_triton, evidence_triton, transport_triton)
+for module in (correspondences, deformation_solver, registration):
+    module.has_triton = lambda tensor: True
+    module.compiled = lambda tensor: False
+solver_triton.multiprocessors = lambda device: 132  # programs that wait for each other
+case = Case("cpu", 12, 200)
+_triton_memory.Kernel.__getitem__ = compile_only
+for call in registration.rehearsals(case.there, registration.Options()):
+    call()
+print(sorted(name for module in modules for name, value in vars(module).items() if isinstance(value, _triton_memory.Kernel) and value.function.__name__ not in names))
+"""
+
+
+def test_registration_rehearses_all_its_kernels_and_they_assemble_for_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    program = tmp_path / "program.py"
+    program.write_text(REGISTRATION)
+    answer = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment(tmp_path))
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "[]", answer.stdout  # none is left out
+
+
 def environment(folder):
     root = str(Path(__file__).parents[2])
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -115,9 +115,26 @@ for samples in (0, 1, 63, 300):
         parity.check(case, "cpu", "triton", strided=True)
 """
 
+STEP = """
+from tests import registration_parity
+registration_parity.check_step("cpu", 9, 150)
+"""
+
+EVIDENCE = """
+from tests import registration_parity
+registration_parity.check_evidence("cpu", 9, 150, 0.5)
+"""
+
+TRANSPORT = """
+from tests import registration_parity
+registration_parity.check_transport("cpu", 90, 70)
+registration_parity.check_transport("cpu", 5, 40)
+"""
+
 PROGRAMS = {
     "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK,
     "deep_network": DEEP, "live_gradient": CARRYING, "visible": SEEING, "padded": PADDED, "neus_opacity and ray_loss": LEARNING, "rehearsals": REHEARSALS,
+    "a registration step": STEP, "evidence of a surface": EVIDENCE, "soft assignment": TRANSPORT,
 }  # fmt: skip
 
 

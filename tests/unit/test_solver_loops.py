@@ -1,7 +1,6 @@
 """The compiled loops of the registration against the torch code that defines them, and the sparse factorisation against a dense one."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +81,17 @@ def test_matches_are_those_of_the_definition_also_after_the_body_moved(body, pos
             assert torch.equal(getattr(found, name), getattr(wanted, name))
 
 
+def test_the_nearest_observed_points_are_those_of_the_definition_before_and_after_a_search(body, pose, monkeypatch):
+    vertices, faces = tube()
+    target = correspondences.Target.from_observation(observed(vertices, faces, vertices, coloured=True), 1500, 0.1, 0.05)
+    joint = target.features(body.warp(pose), body.warp_normals(pose), body.colours)
+    first = target.nearest(joint)
+    correspondences.closest_both_ways(body.warp(pose) + 0.3, body.warp_normals(pose), body.colours, target, 0.3, 0.3)
+    again = target.nearest(joint)
+    monkeypatch.setattr(correspondences, "compiled", lambda tensor: False)
+    assert torch.equal(first, target.nearest(joint)) and torch.equal(first, again) and len(first.unique()) > 500
+
+
 def test_evidence_of_matches_is_that_of_the_definition(body, pose, monkeypatch):
     vertices, faces = tube()
     target = correspondences.Target.from_observation(observed(vertices, faces, vertices, coloured=True), 1500, 0.1, 0.05)
@@ -109,6 +119,26 @@ def test_soft_assignment_in_single_precision_is_that_in_double(body, monkeypatch
             m.setattr(correspondences, "compiled", lambda tensor: False)
             wanted, wanted_share = correspondences.soft_displacement(*clouds, sigma)
         assert float((found - wanted).abs().max()) < 1e-5 * sigma and float((share - wanted_share).abs().max()) < 1e-5
+
+
+def test_the_pattern_of_the_normal_matrix_is_that_of_the_definition():
+    """Nodes without points, points on one node alone, anchors without weight, anchors named twice, edges given either way round."""
+    rng = np.random.default_rng(0)
+    for m, n, k in ((1, 5, 1), (12, 40, 4), (300, 500, 6), (12, 0, 4)):
+        anchors, weights = rng.integers(0, m, (n, k)), rng.random((n, k)).round(1) * (rng.random((n, k)) < 0.7)
+        edge = rng.integers(0, m, (2 * m, 2))
+        found, wanted = deformation_solver.loops().pattern(m, anchors, weights, edge), deformation_solver._pattern(m, anchors, weights, edge)
+        assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_points_take_the_anchors_of_the_definition():
+    """Distances that are equal among them, and fewer different candidates than anchors."""
+    rng = np.random.default_rng(0)
+    points, nodes, radii = rng.integers(0, 4, (3000, 3)).astype(float), rng.integers(0, 4, (40, 3)).astype(float), rng.integers(1, 3, 40).astype(float)
+    candidates = rng.integers(0, np.where(np.arange(3000) % 3 == 0, 4, 40)[:, None], (3000, 18))
+    found = deformation_solver._nearest_compiled(points, candidates, nodes, radii, 6)
+    wanted = deformation_solver._nearest(points, candidates, nodes, radii, 6)
+    assert np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1]) and 0 < found[1].sum() < found[1].size
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -182,28 +212,6 @@ def damped(body, pose, evidence, weight):
     blocks, rhs = deformation_solver._normal_equations(body, pose, evidence, weight)
     blocks[body.pattern.diagonal] += 0.01 * torch.eye(6, dtype=torch.float64)
     return blocks, rhs
-
-
-def test_the_triton_kernel_gathers_the_same_blocks():
-    """Through Triton's interpreter, in a process of its own: the switch is read on import."""
-    pytest.importorskip("triton")
-    code = """
-import torch
-from instant_nk.fitting import solver_loops, solver_triton
-from instant_nk.fitting.deformation_solver import Body
-from instant_nk.models import deformation_graph
-from tests.unit.shapes import mesh_of, tube
-vertices, faces = tube(along=12, around=8)
-body = Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=12), mesh_of(vertices, faces), 200)
-arm, hessian = torch.randn(200, body.anchors.shape[1], 3).double(), torch.randn(200, 3, 3).double()
-hessian, p = hessian + hessian.mT, body.pattern
-wanted = torch.zeros(len(p.blocks), 6, 6).double()
-solver_loops.point_blocks(0, len(wanted), *(x.numpy() for x in (p.first, p.left, p.right, arm, body.weights, hessian, wanted)))
-found = solver_triton.point_blocks(p.first, p.left, p.right, arm, body.weights, hessian)
-assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12), (found - wanted).abs().max()
-"""
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
 
 
 def test_without_numba_the_definition_serves_the_cpu(tmp_path):

@@ -72,3 +72,40 @@ def test_geodesics_are_infinite_between_components():
     both, both_faces = np.concatenate([vertices, vertices + [0, 1, 0]]), np.concatenate([faces, faces + len(vertices)])
     distance = surface.geodesic(surface.distance_graph(both, both_faces), np.array([0]))[0]
     assert np.isfinite(distance[: len(vertices)]).all() and np.isinf(distance[len(vertices) :]).all()
+
+
+def test_lengths_are_numpys_norms_to_the_bit():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((2000, 4, 3)) * 10.0 ** rng.uniform(-6, 3, (2000, 4, 1))
+    assert np.array_equal(surface.lengths(vectors), np.linalg.norm(vectors, axis=-1))
+
+
+def test_pairs_are_found_once_in_order_and_each_given_one_among_them():
+    pairs = np.random.default_rng(0).integers(0, 40, (500, 2))
+    found, inverse = surface.unique_pairs(pairs[:, 0], pairs[:, 1])
+    assert np.array_equal(found, np.unique(pairs, axis=0)) and np.array_equal(found[inverse], pairs)
+
+
+def test_welding_keeps_the_first_of_vertices_at_one_place_in_order_of_place():
+    vertices = np.random.default_rng(0).integers(-3, 4, (300, 3)).astype(float)
+    welded, _, of = surface.weld(vertices, np.zeros((0, 3), int))
+    place, first, inverse = np.unique(vertices, axis=0, return_index=True, return_inverse=True)
+    assert np.array_equal(welded, place) and np.array_equal(welded, vertices[first]) and np.array_equal(of, inverse.reshape(-1))
+
+
+def test_what_covers_a_vertex_is_the_nearest_of_the_sources():
+    vertices, faces = tube()
+    graph = surface.distance_graph(np.concatenate([vertices, vertices + 5]), np.concatenate([faces, faces + len(vertices)]))
+    sources = np.array([3, 70, 11, 3])
+    assert np.array_equal(surface.covering(graph, sources), surface.geodesic(graph, sources).min(0))
+    assert np.isinf(surface.covering(graph, sources)[len(vertices) :]).all()
+
+
+def test_values_at_points_of_faces_are_sums_of_those_at_the_corners():
+    vertices, faces = sphere(0.4, 16)
+    face, bary = surface.sample(vertices, faces, 500)
+    assert np.array_equal(surface.blend(vertices, faces[face], bary), (vertices[faces[face]] * bary[..., None]).sum(1))
+    assert np.array_equal(
+        surface.blend(vertices, faces[:, [2, 0, 1]], np.eye(3)[np.arange(len(faces)) % 3]),
+        vertices[faces[np.arange(len(faces)), (np.arange(len(faces)) + 2) % 3]],
+    )

@@ -1,0 +1,134 @@
+"""Registration's Triton kernels beside what defines them: on a GPU, and through Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instant_nk.fitting import correspondences, deformation_solver, evidence_triton, registration, rivals, solver_triton, transport_triton
+from instant_nk.fitting.correspondences import Cloud, Target
+from instant_nk.fitting.deformation_solver import Body, Evidence, Gather, Pose
+from instant_nk.fitting.registration import Options
+from instant_nk.geometry.rotations import so3_exp
+from instant_nk.models import deformation_graph
+from tests.unit.shapes import bent, mesh_of, observed, tube
+
+DAMPING = 1e-3
+
+
+def agree(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Within `tolerance` of the largest value."""
+    error = (found.cpu() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)
+    assert torch.isfinite(found).all() and float(error) <= tolerance, float(error)
+
+
+class Case:
+    """A tube that has been moved somehow, on the CPU and as the kernels want it on a device."""
+
+    def __init__(self, device: str, nodes: int, points: int):
+        self.vertices, self.faces = tube(along=12, around=8)
+        graph = deformation_graph.build(self.vertices, self.faces, max_nodes=nodes)
+        mesh = mesh_of(self.vertices, self.faces)
+        self.device, self.body = device, Body.from_mesh(graph, mesh, points)
+        self.there = Body.from_mesh(graph, mesh, points, device) if device == "cuda" else self._with_gather()
+        self.random = torch.Generator().manual_seed(nodes)
+        m = len(self.body.nodes)
+        self.pose = Pose(so3_exp(0.3 * self.normal(m, 3)), 0.05 * self.normal(m, 3))
+
+    def _with_gather(self) -> Body:
+        p = self.body.pattern
+        gather = Gather.build(len(self.body.nodes), *(x.numpy() for x in (p.blocks, self.body.edge, p.edge_block, p.diagonal)), "cpu")
+        return dataclasses.replace(self.body, pattern=dataclasses.replace(p, gather=gather))
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.random, dtype=torch.float64)
+
+    def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.to(self.device) for t in tensors)
+
+    def moved(self) -> Pose:
+        return Pose(*self.put(self.pose.rotations, self.pose.translations))
+
+
+def check_step(device: str, nodes: int, points: int, programs: int | None = None) -> None:
+    """Edge weights, normal equations, their solution, and the line search along it."""
+    case = Case(device, nodes, points)
+    body, there, pose = case.body, case.there, case.pose
+    half = case.normal(points, 3, 3)
+    evidence = Evidence(half @ half.mT, 0.1 * case.normal(points, 3))
+    given = Evidence(*case.put(evidence.hessian, evidence.gradient))
+    weight = deformation_solver.edge_weights(body, pose, 0.1, 0.5)
+    (on_device,) = case.put(weight)
+    for rigidity in (0.1, torch.tensor(0.1, dtype=torch.float64, device=device)):
+        agree(solver_triton.edge_weights(there, case.moved(), rigidity, 0.5), weight, 1e-12)
+    blocks, rhs = deformation_solver._normal_equations(body, pose, evidence, weight)
+    found = solver_triton.normal_equations(there, case.moved(), given, on_device)
+    agree(found[0], blocks, 1e-12)
+    agree(found[1], rhs, 1e-12)
+    own = body.pattern.diagonal[:, None], torch.arange(6), torch.arange(6)
+    scale = blocks[own].mean(0)
+    blocks[own] += DAMPING * scale + 1e-12 * scale.max()
+    twists = deformation_solver._solve(body, blocks, rhs)
+    solved = solver_triton.solve(there, *found, DAMPING, programs)
+    agree(solved, twists, 1e-4)
+    assert torch.equal(solved, solver_triton.solve(there, *found, DAMPING, programs))
+    for factor in (1.0, 30.0, -1.0):  # downhill; too far, so that it is cut; uphill, where no step is taken
+        wanted, length = deformation_solver._search_line(body, pose, evidence, weight, factor * twists, 4)
+        rotations, translations, taken = solver_triton.search_line(there, case.moved(), given, on_device, *case.put(factor * twists), 4)
+        assert float(taken) == float(length)
+        agree(rotations, wanted.rotations, 1e-12)
+        agree(translations, wanted.translations, 1e-12)
+    sick = twists.clone()
+    sick[0, 4] = torch.nan
+    assert solver_triton.search_line(there, case.moved(), given, on_device, *case.put(sick), 4)[0].isnan().all()
+    assert float(solver_triton.solve(there, found[0], 0 * found[1], DAMPING, programs).abs().max()) == 0
+    assert solver_triton.solve(there, -found[0], found[1], DAMPING, programs).isnan().any()
+    assert solver_triton.solve(there, found[0], torch.nan * found[1], DAMPING, programs).isnan().all()
+
+
+def check_evidence(device: str, nodes: int, points: int, apart: float) -> None:
+    """Placing, partners, gates, rivals and the pull; `apart` node spacings make points rivals that are, in a tube, not."""
+    case, options = Case(device, nodes, points), Options()
+    body, there, pose = case.body, case.there, case.pose
+    place = evidence_triton.place(there, case.moved())
+    for found, wanted in zip(place, (body.warp(pose), body.warp_normals(pose), deformation_solver.wholeness(body, pose))):
+        agree(found, wanted, 1e-12)
+    seen = observed(bent(case.vertices, np.radians(60)), case.faces, case.vertices, points - 20, coloured=True)
+    seen.boundary[::7] = True
+    target, goal = (Target.from_observation(seen, points, options.colour * body.spacing, options.normal * body.spacing, on) for on in ("cpu", device))
+    kept = rivals.APART, rivals.CLOSER
+    rivals.APART, rivals.CLOSER = apart, 1.0
+    try:
+        for progress in (0.0, 0.6, 1.0):
+            wanted = registration.surface_evidence(body, pose, target, options, progress, 0.7)
+            longest, heaviness = options.max_distance * body.spacing, 0.7 * len(body.nodes) / points
+            for number in (progress, torch.tensor(progress, dtype=torch.float64, device=device)):
+                found = Evidence(*case.put(torch.zeros(points, 3, 3).double(), torch.zeros(points, 3).double()))
+                evidence_triton.add_surface(
+                    found, there, case.moved(), goal, longest, options.min_cosine, options.tangential, heaviness, registration.PLACED, number
+                )
+                agree(found.hessian, wanted.hessian, 1e-6)  # the median is taken in single precision
+                agree(found.gradient, wanted.gradient, 1e-6)
+    finally:
+        rivals.APART, rivals.CLOSER = kept
+
+
+def check_transport(device: str, rows: int, columns: int) -> None:
+    """Areas of points, and where soft assignment wants them; the share they are matched to says how much that matters."""
+    case = Case(device, 8, rows + columns)
+    body, bend = case.body, torch.from_numpy(bent(case.body.points.numpy(), np.radians(40)))
+    areas = [correspondences.point_areas(points, min(8, len(points) - 1)) for points in (body.points[:rows], bend[rows:])]
+    for points, area in zip((body.points[:rows], bend[rows:]), areas):
+        agree(transport_triton.point_areas(*case.put(points), min(8, len(points) - 1)), area, 1e-12)
+    one = Cloud(body.points[:rows], body.normals[:rows], body.colours[:rows], areas[0])
+    other = Cloud(bend[rows:], body.normals[rows:], body.colours[rows:], areas[1])
+    at, to = (Cloud(*case.put(c.points, c.normals, c.colours, c.area)) for c in (one, other))
+    for sigma in (0.8, 0.2, 0.05):
+        wanted, share = correspondences.soft_displacement(one, other, sigma)
+        constants = correspondences.ROUNDS, correspondences.OUTLIER, correspondences.NORMAL_SPREAD, correspondences.COLOUR_SPREAD
+        shift, matched = transport_triton.displacement(at, to, torch.tensor(sigma, dtype=torch.float64, device=device), *constants)
+        agree(matched, share, 1e-5)
+        agree(matched[:, None] * shift, share[:, None] * wanted, 1e-5)
