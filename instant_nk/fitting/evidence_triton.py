@@ -138,7 +138,7 @@ def _pair(q, partner, ours):
     return tl.where(forward, q, other), tl.where(forward, other, q - ours)
 
 
-@launched(do_not_specialize=["ours", "theirs"])
+@launched(do_not_specialize=["ours", "theirs", "progress"])
 def _gate(partner, live_at, normal_at, there, facing, usable, distance, kept, ours, theirs, longest, cosine, progress, ROWS: tl.constexpr):
     """Length of each pair, infinite where it does not count, and how many count."""
     q = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -155,7 +155,7 @@ def _gate(partner, live_at, normal_at, there, facing, usable, distance, kept, ou
     tl.atomic_add(kept, tl.sum(keep.to(tl.int32), 0), sem="relaxed")
 
 
-@launched(do_not_specialize=["ours", "theirs"])
+@launched(do_not_specialize=["ours", "theirs", "progress", "median", "observed"])
 def _pull(
     partner, live_at, normal_at, there, facing, confidence, distance, median, whole_at, near, share, certainty, hessian, gradient, observed, ours, theirs,
     heaviness, least_scale, tangential, placed, progress, NEAR: tl.constexpr, ROWS: tl.constexpr,

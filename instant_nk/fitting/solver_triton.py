@@ -54,7 +54,7 @@ def _edge(edge, e, nodes, rotations, translations, live):
     return px, py, pz, qx, qy, qz, px - u, py - v, pz - w, u - qx, v - qy, w - qz, x * x + y * y + z * z
 
 
-@launched(do_not_specialize=["count"])
+@launched(do_not_specialize=["count", "rigidity"])
 def _relax_edges(edge, nodes, rotations, translations, stiffness, rigidity, softening, weight, count, ROWS: tl.constexpr):
     e = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = e < count

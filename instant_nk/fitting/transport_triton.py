@@ -29,7 +29,7 @@ def _apart(square, one, n, other, m, own, theirs, factor):
     return square + factor * (dx * dx + dy * dy + dz * dz)
 
 
-@launched(do_not_specialize=["rows", "others", "width"])
+@launched(do_not_specialize=["rows", "others", "width", "blur"])
 def _affinity(
     points, normals, colours, area, there, facing, shades, their_area, blur, kernel, rows, others, width, facing_factor, shade_factor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -66,7 +66,7 @@ def _balance_rows(kernel, row, column, rows, others, width, outlier, ROWS: tl.co
     tl.store(row + which * rows + n, 1 / (tl.sum(total, 1) + outlier), mask=n < rows)
 
 
-@launched(do_not_specialize=["rows", "others", "width"])
+@launched(do_not_specialize=["rows", "others", "width", "mean_area"])
 def _balance_columns(kernel, row, column, mean_area, their_area, rows, others, width, outlier, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     which = tl.program_id(1)
     columns = tl.where(which == 1, rows, others)
