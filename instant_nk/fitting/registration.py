@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.correspondences import Cloud, Target, closest_both_ways, planes, point_areas, pull, soft_displacement
-from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, compiled, edge_weights, has_triton, orthonormal, rigidity_errors, step, wholeness
+from instant_nk.fitting.deformation_solver import (
+    Body,
+    Evidence,
+    Pose,
+    compiled,
+    edge_weights,
+    has_triton,
+    orthonormal,
+    rigidity_errors,
+    small_matmul,
+    step,
+    wholeness,
+)
 from instant_nk.fitting.frame_images import FrameImages, Views
 from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colours, add_silhouettes, look
 from instant_nk.fitting.repeated import repeat
@@ -39,6 +51,7 @@ class Options:
         min_cosine: normal gate.
         tangential: weight of the sliding directions of a correspondence relative to its normal direction.
         surface_weight: of the observed surface while images are asked as well.
+        momentum: share of the last step that is added before the next, while closest points are followed.
         colour: length one unit of colour difference counts as in the search.
         settling_iterations: iterations of `settle`.
     """
@@ -52,6 +65,7 @@ class Options:
     min_cosine: float = 0.3
     tangential: float = 0.05
     surface_weight: float = 0.5
+    momentum: float = 0.0
     colour: float = 1.0
     normal: float = 0.6
     soft_iterations: int = 12
@@ -157,7 +171,7 @@ def rehearsals(body: Body, options: Options) -> list[Call]:
         pick = evenly(len(ones), options.soft_points, ones.device)
         goal = Cloud(level.points[pick], level.normals[pick], level.colours[pick], ones[pick])
         _assign_once(rest.rotations, rest.translations, level.spacing, level, pick, goal, options, level.spacing)
-        _match_once(rest.rotations, rest.translations, 1.0, options.rigidity, level, itself, options)
+        _match_once(rest.rotations, rest.translations, rest.rotations, rest.translations, 1.0, options.rigidity, level, itself, options)
 
     return [functools.partial(once, level) for level in ([body] if body.coarse is None else [body, body.coarse.body])]
 
@@ -166,16 +180,28 @@ def match_closely(body: Body, pose: Pose, target: Target, options: Options, iter
     """Closest points both ways while the rigidity weight falls from `start` to `end`."""
     progress = [i / max(iterations - 1, 1) for i in range(iterations)]
     rows = [(p, math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(p / 0.7, 1.0))) for p in progress]
-    return Pose(*repeat(_match_once, (pose.rotations, pose.translations), rows, (replace(body, coarse=None), target, options)))
+    state = pose.rotations, pose.translations, pose.rotations, pose.translations
+    return Pose(*repeat(_match_once, state, rows, (replace(body, coarse=None), target, options))[:2])
 
 
 def _match_once(
-    rotations: Tensor, translations: Tensor, progress: float | Tensor, rigidity: float | Tensor, body: Body, target: Target, options: Options
-) -> tuple[Tensor, Tensor]:
+    rotations: Tensor, translations: Tensor, rotations_before: Tensor, translations_before: Tensor,
+    progress: float | Tensor, rigidity: float | Tensor, body: Body, target: Target, options: Options,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     pose = Pose(rotations, translations)
+    if options.momentum:
+        pose = _onward(pose, Pose(rotations_before, translations_before), options.momentum)
     evidence = surface_evidence(body, pose, target, options, progress)
     pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
-    return pose.rotations, pose.translations
+    return pose.rotations, pose.translations, rotations, translations
+
+
+def _onward(pose: Pose, before: Pose, share: float) -> Pose:
+    """Where the step from `before` leads when a share of it is added (Nesterov 1983): closest points creep, each step much like the last."""
+    turned = pose.rotations + share * (pose.rotations - before.rotations)
+    for _ in range(2):  # back to rotations (Newton and Schulz); no step turns a node by more than a radian, so that twice is enough
+        turned = 1.5 * turned - 0.5 * small_matmul(turned, small_matmul(turned.transpose(-1, -2), turned))
+    return Pose(turned, pose.translations + share * (pose.translations - before.translations))
 
 
 def move_coarsely(body: Body, pose: Pose, target: Target, options: Options) -> Pose:
