@@ -73,6 +73,7 @@ class Options:
     soft_start: float = 3.0
     soft_end: float = 0.5
     soft_rigidity: float = 0.1
+    coarse_points: int = 2400
     coarse_iterations: int = 8
     coarse_rigidity: float = 0.1
     image_iterations: int = 10
@@ -208,9 +209,9 @@ def move_coarsely(body: Body, pose: Pose, target: Target, options: Options) -> P
     """Large motion, on the coarse level where there is one."""
     if body.coarse is None:
         return assign_softly(body, pose, target, options, body.spacing)
-    level = body.coarse.placed(body, pose)
-    increment = assign_softly(level, Pose.identity(level), target, options, body.spacing)
-    increment = match_closely(level, increment, target, options, options.coarse_iterations, options.coarse_start, options.coarse_rigidity)
+    level, few = body.coarse.placed(body, pose), target.thinned(options.coarse_points)
+    increment = assign_softly(level, Pose.identity(level), few, options, body.spacing)
+    increment = match_closely(level, increment, few, options, options.coarse_iterations, options.coarse_start, options.coarse_rigidity)
     return body.coarse.carry(level, increment, body, pose)
 
 

@@ -31,12 +31,6 @@ class NearestPoints:
     reference: Tensor
     tree: Any = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.reference.device.type == "cpu":
-            from scipy.spatial import cKDTree
-
-            self.tree = cKDTree(self.reference.numpy())
-
     def query(self, points: Tensor, k: int = 1, bound: float = float("inf")) -> tuple[Tensor, Tensor]:
         """Distances and indices of the k nearest reference points, nearest first.
 
@@ -47,7 +41,11 @@ class NearestPoints:
         Returns:
             distances [Q, k], indices i64 [Q, k].
         """
-        if self.tree is not None:
+        if self.reference.device.type == "cpu":
+            if self.tree is None:
+                from scipy.spatial import cKDTree
+
+                self.tree = cKDTree(self.reference.numpy())
             distance, index = self.tree.query(points.numpy(), k=k, distance_upper_bound=bound, workers=torch.get_num_threads())
             distance = torch.from_numpy(distance).to(points.dtype).reshape(len(points), k)
             index = torch.from_numpy(index.astype("int64")).reshape(len(points), k)
