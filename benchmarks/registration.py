@@ -26,7 +26,7 @@ from benchmarks.kernels import RESULTS, Table
 from instant_nk import config as schema
 from instant_nk.fitting import pair_registration as pairs
 from instant_nk.fitting.correspondences import Target
-from instant_nk.fitting.deformation_solver import Pose, _normal_equations, _solve, edge_weights, orthonormal, step
+from instant_nk.fitting.deformation_solver import DAMPING, Pose, _normal_equations, _solve, edge_weights, has_triton, kernels, orthonormal, step
 from instant_nk.fitting.pair_registration import PairFit, PairSettings
 from instant_nk.fitting.registration import judge, match_closely, move_coarsely, register_from, surface_evidence
 from instant_nk.fitting.rigid_alignment import align
@@ -107,9 +107,13 @@ def parts(pair: Pair, device: str, repeats: int) -> list[tuple[str, int, list[fl
         measure("vertices moved", lambda: pairs._result(source, points, graph, body, target, fit, spaces.invert_similarity(scene)))
         weight = edge_weights(body, pose, options.rigidity, options.softening)
         evidence = measure("iteration: evidence", lambda: surface_evidence(body, pose, target, options, 0.5), options.iterations)
-        blocks, rhs = measure("iteration: normal equations", lambda: _normal_equations(body, pose, evidence, weight), options.iterations)
-        blocks[body.pattern.diagonal] += 1e-9 * torch.eye(6, dtype=blocks.dtype, device=blocks.device)
-        measure("iteration: factorisation", lambda: _solve(body, blocks, rhs), options.iterations)
+        if has_triton(body.points):
+            blocks, rhs = measure("iteration: normal equations", lambda: kernels().normal_equations(body, pose, evidence, weight), options.iterations)
+            measure("iteration: conjugate gradients", lambda: kernels().solve(body, blocks, rhs, DAMPING), options.iterations)
+        else:
+            blocks, rhs = measure("iteration: normal equations", lambda: _normal_equations(body, pose, evidence, weight), options.iterations)
+            blocks[body.pattern.diagonal] += 1e-9 * torch.eye(6, dtype=blocks.dtype, device=blocks.device)
+            measure("iteration: factorisation", lambda: _solve(body, blocks, rhs), options.iterations)
         measure("iteration: all but the evidence", lambda: step(body, pose, evidence, weight), options.iterations)
     return rows
 

@@ -22,6 +22,9 @@ SINGLE = 1e-6  # lengths and weights that are a kernel's arguments arrive in sin
 
 def agree(found: Tensor, wanted: Tensor, tolerance: float) -> None:
     """Within `tolerance` of the largest value."""
+    if not wanted.numel():
+        assert found.shape == wanted.shape
+        return
     error = (found.cpu() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)
     assert torch.isfinite(found).all() and float(error) <= tolerance, float(error)
 
@@ -102,7 +105,7 @@ def check_evidence(device: str, nodes: int, points: int, apart: float) -> None:
     seen.boundary[::7] = True
     target, goal = (Target.from_observation(seen, points, options.colour * body.spacing, options.normal * body.spacing, on) for on in ("cpu", device))
     kept = rivals.APART, rivals.CLOSER
-    rivals.APART, rivals.CLOSER = apart, 1.0
+    rivals.APART, rivals.CLOSER = apart, 0.9  # no tie where nothing is bent
     try:
         for progress in (0.0, 0.6, 1.0):
             wanted = registration.surface_evidence(body, pose, target, options, progress, 0.7)

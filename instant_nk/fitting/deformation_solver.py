@@ -2,9 +2,9 @@
 
 Every piece of evidence (surfaces, silhouettes, colours) arrives as a quadratic in the position of surface points: a 3x3 matrix
 and a 3-vector per point. The solver carries it to the nodes' twists (left-multiplicative, about each node), adds rigidity, and
-solves the block-sparse normal equations: sparse Cholesky on the CPU, dense Cholesky on the GPU and without numba. All lengths are in
+solves the block-sparse normal equations: sparse Cholesky on the CPU, conjugate gradients on the GPU, dense Cholesky without numba or Triton. All lengths are in
 units of the caller; weights are normalised so that data and rigidity of one node balance whatever the number of points.
-On the CPU, compiled loops (`solver_loops`) do what the torch code here defines.
+On the CPU compiled loops (`solver_loops`) do what the torch code here defines, on a GPU kernels (`solver_triton`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ COARSE_NODES = 80  # nodes of the coarse level: limbs and their joints, whatever
 COARSE_POINTS = 1200
 TORN_STRETCH = 0.5  # lengthening, of the canonical length, at which a coarse edge holds a quarter of what it did: parts that touched have come apart
 LEAST_PAIRS = 8192  # pairs of a point's anchors worth a thread of their own
+DAMPING = 1e-6  # of the mean diagonal
 NEGLIGIBLE = 0.01  # anchors below this weight are left out of the points the solver uses (not out of the mesh)
 
 
@@ -224,7 +225,7 @@ def has_triton(tensor: Tensor) -> bool:
     return tensor.is_cuda and _backend.selected() != "reference" and _backend.device_problem(tensor.device.index or 0) is None
 
 
-def _kernels():
+def kernels():
     """The same for a GPU."""
     from instant_nk.fitting import solver_triton
 
@@ -471,7 +472,7 @@ def edge_weights(body: Body, pose: Pose, rigidity: float, softening: float) -> T
         loops().relaxed(*arrays(body.edge, body.nodes, pose.rotations, pose.translations, body.stiffness), rigidity, softening, weight)
         return torch.from_numpy(weight)
     if len(body.edge) and has_triton(body.nodes):
-        return _kernels().edge_weights(body, pose, rigidity, softening)
+        return kernels().edge_weights(body, pose, rigidity, softening)
     forward, backward = rigidity_errors(body, pose)
     rest = (body.nodes[body.edge[:, 1]] - body.nodes[body.edge[:, 0]]).square().sum(-1).clamp_min(1e-20)
     strain = 0.5 * (forward.square().sum(-1) + backward.square().sum(-1)) / rest
@@ -556,7 +557,7 @@ def apply_twists(pose: Pose, twists: Tensor) -> Pose:
     return Pose(small_matmul(so3_exp(twists[..., :3]), pose.rotations), pose.translations + twists[..., 3:])
 
 
-def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, damping: float = 1e-6, tries: int = 4) -> tuple[Pose, float]:
+def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, damping: float = DAMPING, tries: int = 4) -> tuple[Pose, float]:
     """One damped Gauss-Newton step with a halving line search on the true energy.
 
     Args:
@@ -568,9 +569,9 @@ def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, dampin
         the new pose and the length of the step taken (0: no step lowered the energy); on a GPU a tensor, for which nobody has waited.
     """
     if has_triton(body.points):
-        kernels = _kernels()
-        twists = kernels.solve(body, *kernels.normal_equations(body, pose, evidence, edge_weight), damping)
-        rotations, translations, length = kernels.search_line(body, pose, evidence, edge_weight, twists, tries)
+        gpu = kernels()
+        twists = gpu.solve(body, *gpu.normal_equations(body, pose, evidence, edge_weight), damping)
+        rotations, translations, length = gpu.search_line(body, pose, evidence, edge_weight, twists, tries)
         return Pose(rotations, translations), length
     blocks, rhs = _normal_equations(body, pose, evidence, edge_weight)
     own = body.pattern.diagonal[:, None], torch.arange(6, device=blocks.device), torch.arange(6, device=blocks.device)

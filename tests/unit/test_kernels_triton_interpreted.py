@@ -118,11 +118,13 @@ for samples in (0, 1, 63, 300):
 STEP = """
 from tests import registration_parity
 registration_parity.check_step("cpu", 9, 150)
+registration_parity.check_step("cpu", 1, 30)  # no edges
 """
 
 EVIDENCE = """
 from tests import registration_parity
 registration_parity.check_evidence("cpu", 9, 150, 0.5)
+registration_parity.check_evidence("cpu", 1, 40, 0.5)
 """
 
 TRANSPORT = """
