@@ -26,6 +26,7 @@ from typing import Any
 from instant_nk import __version__, layout, log
 from instant_nk import config as schema
 from instant_nk.errors import BackendError, ConfigError, InstantNKError
+from instant_nk.kernels import _threads
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +146,13 @@ def prepare(runtime: schema.RuntimeConfig, threads: int | None) -> str:
     np.random.seed(runtime.seed)
     first = {"version": __version__, "commit": commit(), "seed": runtime.seed, "host": platform.node(), "pid": os.getpid()}
     device = "cpu"
+    if threads := runtime.threads or threads:
+        _threads.allow(threads)
     if torch := sys.modules.get("torch"):
         from instant_nk.kernels import _backend
 
         torch.manual_seed(runtime.seed)
-        if threads := runtime.threads or threads:
+        if threads:
             torch.set_num_threads(threads)
         device = resolve_device(runtime.device)
         if device == "cuda":  # a thread that feeds the GPU and one that reads images hand over the lock often; by Python's 5 ms each, both crawl

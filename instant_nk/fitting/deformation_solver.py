@@ -69,7 +69,7 @@ class Body:
         normals: unit, outward, [N, 3].
         colours: sRGB [N, 3].
         anchors: i64 [N, K], weights: [N, K].
-        edge: node pairs i64 [E, 2], stiffness: [E], normalised so that a node's mean total is one.
+        edge: node pairs i < j, i64 [E, 2], stiffness: [E], normalised so that a node's mean total is one.
         spacing: distance between neighbouring nodes.
         whole: how far a point belongs to one part of the surface when nothing moves, in [0, 1], [N]; see `wholeness`.
         probes: points that stand for the surface where its parts are held against each other (`rivals`).
@@ -113,11 +113,11 @@ class Body:
         edge, spacing = graph.edges.astype(np.int64), graph.spacing
 
         def real(x: np.ndarray) -> Tensor:
-            return torch.as_tensor(np.asarray(x, np.float64), device=device)
+            return torch.as_tensor(np.ascontiguousarray(x, np.float64), device=device)
 
         return Body(
             nodes=real(graph.node_positions), points=real(points), normals=real(normals), colours=real(colours),
-            anchors=torch.as_tensor(anchors, device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
+            anchors=torch.as_tensor(np.ascontiguousarray(anchors), device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
             spacing=spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, anchors, weights, edge, device),
             probes=Probes.build(real(points), spacing),
             coarse=Coarse.build(graph, points, normals, colours, anchors, weights, device) if levels > 1 and m > 2 * COARSE_NODES else None,

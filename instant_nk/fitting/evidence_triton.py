@@ -1,4 +1,7 @@
-"""What the observed surface says of a pose, as Triton kernels, double precision: `registration.surface_evidence` on a GPU, whose torch code is the definition."""
+"""What the observed surface says of a pose, as Triton kernels, double precision: `registration.surface_evidence` on a GPU, whose torch code is the definition.
+
+What pairs say is added up atomically, in no fixed order: two runs agree to rounding.
+"""
 
 from __future__ import annotations
 

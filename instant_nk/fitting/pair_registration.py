@@ -86,7 +86,7 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     coloured = settings.colours and source.colours is not None and target.colours is not None
     graph = _graph(source, points, settings)
     body = _body(graph, source, points, coloured, settings.max_points, device, seed)
-    compile_side_by_side(rehearsals(body, settings.options), torch.device(device), ("registration", device, *body.anchors.shape[1:]))
+    compile_side_by_side(rehearsals(body, settings.options), torch.device(device), ("registration", device, *_sizes(body)))
     observed = _observe(target, goal, coloured, settings.max_points, seed)
     options = settings.options
     prepared = Target.from_observation(observed, settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
@@ -100,6 +100,12 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     if target.seen is not None:
         fit = _leave_empty_space(body, fit, prepared, target.seen, world_from_scene, options)
     return _result(source, points, graph, body, prepared, fit, world_from_scene)
+
+
+def _sizes(body: Body) -> tuple[int, ...]:
+    """What of a body decides which kernels a registration needs: anchors of a point and probes around it, and the powers of two that hold its other sizes."""
+    own = len(body.nodes), len(body.points) + len(body.edge), len(body.probes.pick)
+    return body.anchors.shape[1], body.probes.near.shape[1], *(n.bit_length() for n in own), *(_sizes(body.coarse.body) if body.coarse else ())
 
 
 def _leave_empty_space(body: Body, fit: Fit, target: Target, seen: SeenSpace, world_from_scene: np.ndarray, options: Options) -> Fit:

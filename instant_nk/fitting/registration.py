@@ -29,6 +29,7 @@ from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colo
 from instant_nk.fitting.repeated import repeat
 from instant_nk.fitting.rigid_alignment import align, misfit
 from instant_nk.geometry.neighbours import NearestPoints, evenly
+from instant_nk.geometry.rotations import so3_exp
 from instant_nk.kernels.ahead import Call
 from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 
@@ -53,6 +54,7 @@ class Options:
         surface_weight: of the observed surface while images are asked as well.
         momentum: share of the last step that is added before the next, while closest points are followed.
         colour: length one unit of colour difference counts as in the search.
+        coarse_points: observed points that the coarse level is matched with.
         settling_iterations: iterations of `settle`.
     """
 
@@ -198,11 +200,13 @@ def _match_once(
 
 
 def _onward(pose: Pose, before: Pose, share: float) -> Pose:
-    """Where the step from `before` leads when a share of it is added (Nesterov 1983): closest points creep, each step much like the last."""
-    turned = pose.rotations + share * (pose.rotations - before.rotations)
-    for _ in range(2):  # back to rotations (Newton and Schulz); no step turns a node by more than a radian, so that twice is enough
-        turned = 1.5 * turned - 0.5 * small_matmul(turned, small_matmul(turned.transpose(-1, -2), turned))
-    return Pose(turned, pose.translations + share * (pose.translations - before.translations))
+    """Where the step from `before` leads when a share of it is added (Nesterov 1983): closest points creep, each step much like the last.
+
+    Rotations go on by that share of the sine of the angle they turned, so that a node which turned far is not flung round.
+    """
+    turned = small_matmul(pose.rotations, before.rotations.transpose(-1, -2))
+    sine = 0.5 * torch.stack([turned[:, 2, 1] - turned[:, 1, 2], turned[:, 0, 2] - turned[:, 2, 0], turned[:, 1, 0] - turned[:, 0, 1]], -1)
+    return Pose(small_matmul(so3_exp(share * sine), pose.rotations), pose.translations + share * (pose.translations - before.translations))
 
 
 def move_coarsely(body: Body, pose: Pose, target: Target, options: Options) -> Pose:

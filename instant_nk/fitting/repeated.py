@@ -80,7 +80,10 @@ class Recording:
         inputs = with_tensors(given, iter(self.given))
 
         def once() -> None:
-            for t, new in zip(self.state, work(*self.state, *self.numbers.unbind(), *inputs)):
+            result = work(*self.state, *self.numbers.unbind(), *inputs)
+            kept = {t.untyped_storage().data_ptr() for t in self.state}  # what is passed on must be read before its place is written
+            result = [new.clone() if new.untyped_storage().data_ptr() in kept else new for new in result]
+            for t, new in zip(self.state, result, strict=True):
                 t.copy_(new)
 
         self.graph, _ = capture(once, _memory()[0])

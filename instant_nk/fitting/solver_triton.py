@@ -1,8 +1,8 @@
 """A Gauss-Newton step of `deformation_solver` as Triton kernels, double precision; the torch code there is the definition.
 
 Eight launches instead of some 350: the normal matrix is gathered block by block, so that nothing is added atomically; it is solved by conjugate
-gradients, which need some thirty products with the sparse matrix where a dense factorisation takes ten times as long; the halved steps of the line
-search are tried at once. Sums run in the same order at every call.
+gradients, whose products with the sparse matrix take a fraction of a dense factorisation's time; the halved steps of the line search are tried at
+once. Sums run in the same order at every call.
 """
 
 from __future__ import annotations
@@ -135,8 +135,9 @@ def _gather_system(
         b20, b21, b22 = b20 + ax * h01 - ay * h00, b21 + ax * h11 - ay * h01, b22 + ax * h12 - ay * h02
         c00, c01, c02, c10, c11, c12, c20, c21, c22 = c00 + m00, c01 + m01, c02 + m02, c10 + m10, c11 + m11, c12 + m12, c20 + m20, c21 + m21, c22 + m22
         d00, d01, d02, d11, d12, d22 = d00 + h00, d01 + h01, d02 + h02, d11 + h11, d12 + h12, d22 + h22
-        if node >= 0:  # a node's own block lists each of its points once
+        if node >= 0:
             gx, gy, gz = load3(gradient, i // KNN, valid)
+            wi = tl.where(i == j, wi, 0.0)  # of a point that names the node twice each slot counts once
             r0, r1, r2 = r0 - wi * (ay * gz - az * gy), r1 - wi * (az * gx - ax * gz), r2 - wi * (ax * gy - ay * gx)
             r3, r4, r5 = r3 - wi * gx, r4 - wi * gy, r5 - wi * gz
     begin, end = tl.load(link_start + u), tl.load(link_start + u + 1)
@@ -382,7 +383,7 @@ def _power_below(count: int) -> int:
 def solve(body: Body, blocks: Tensor, rhs: Tensor, damping: float, programs: int | None = None) -> Tensor:
     """Twists [M, 6] that solve the block system with its diagonal raised by `damping` as in `deformation_solver.step`.
 
-    Not a number where the matrix is not positive definite.
+    Not a number where a direction is met along which the matrix is not positive definite.
 
     Args:
         programs: that share the nodes and wait for each other; None: as many as the device runs side by side for certain.

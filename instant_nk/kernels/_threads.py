@@ -18,10 +18,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="instant_nk_kernels")
 
 
+_allowed = 1
+
+
+def allow(threads: int) -> None:
+    """Set how many threads a job may use while torch, which has a number of its own, is not loaded."""
+    global _allowed
+    _allowed = threads
+
+
 def count() -> int:
-    """Threads that a job may use: as many as torch may where it is loaded, else one."""
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else 1
+    """Threads that a job may use: as many as torch may where it is loaded, else those allowed."""
+    return getattr(sys.modules.get("torch"), "get_num_threads", lambda: _allowed)()
 
 
 def each(tasks: Sequence[Callable[[], None]]) -> None:

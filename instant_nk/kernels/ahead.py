@@ -1,7 +1,7 @@
 """Compile Triton kernels side by side, before their first use: on a fresh machine they take most of half a minute one after the other.
 
 A kernel is compiled when it is first launched, and the launching thread waits. Nearly all of that time is spent outside Python's lock,
-so threads that each compile one kernel, found by calls on a single point, compile them all in the time of the slowest. What is already
+so threads that each compile one kernel, found by calls that launch nothing, compile them all in the time of the slowest. What is already
 compiled, in this process or in Triton's cache on disk, costs nothing. The launches themselves follow one after the other: Triton's first
 launch of a kernel is not safe against a second one at the same time, which may find a launcher without a function. Nor is Triton's
 loading of launchers safe against itself; `_triton_memory.apart` makes it so.

@@ -31,9 +31,10 @@ def fit_on(device: str, **changed: float):
 
 
 @pytest.mark.parametrize("record", [False, True])
-def test_both_devices_find_the_same_motion(record, monkeypatch):
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_both_devices_find_the_same_motion(record, momentum, monkeypatch):
     monkeypatch.setattr(repeated, "RECORD", record)
-    fits = [fit_on(device) for device in ("cpu", "cuda")]
+    fits = [fit_on(device, momentum=momentum) for device in ("cpu", "cuda")]
     assert all(fit.converged for fit in fits)
     difference = (fits[0].pose.translations - fits[1].pose.translations.cpu()).norm(dim=1)
     assert float(difference.max()) < 1e-3 and float(difference.median()) < 1e-5
@@ -45,9 +46,10 @@ def test_a_step_that_is_not_finite_is_told(device):
         fit_on(device, tangential=math.nan)
 
 
-@pytest.mark.parametrize("nodes, points, programs", [(9, 150, None), (60, 3000, None), (60, 3000, 1), (200, 700, 8)])
-def test_a_step_agrees_with_the_cpu(nodes, points, programs):
-    registration_parity.check_step("cuda", nodes, points, programs)
+@pytest.mark.parametrize("nodes, points, programs", [(9, 150, None), (60, 3000, None), (60, 3000, 1), (200, 700, 8), (900, 3000, None)])
+@pytest.mark.parametrize("twice, seen", [(False, 1.0), (True, 0.3)])
+def test_a_step_agrees_with_the_cpu(nodes, points, programs, twice, seen):
+    registration_parity.check_step("cuda", nodes, points, programs, twice, seen)
 
 
 @pytest.mark.parametrize("nodes, points, apart", [(9, 150, 0.5), (60, 3000, 0.5), (60, 3000, 2.0)])

@@ -269,3 +269,11 @@ def test_measure_reports_seconds_and_mebibytes():
     assert block.sum() > 0
     assert 0 <= numbers["wall_s"] < 60
     assert 64 < numbers["peak_host_mib"] < 1e6
+
+
+def test_a_stage_without_torch_may_use_the_threads_it_is_given():
+    code = (
+        "import sys; from instant_nk import config, entry; from instant_nk.kernels import _threads; assert _threads.count() == 1"
+        "; entry.prepare(config.parse({'capture': 'c', 'sequence': 's'}).runtime, 3); assert _threads.count() == 3 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

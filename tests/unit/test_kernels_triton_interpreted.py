@@ -119,6 +119,7 @@ STEP = """
 from tests import registration_parity
 registration_parity.check_step("cpu", 9, 150)
 registration_parity.check_step("cpu", 1, 30)  # no edges
+registration_parity.check_step("cpu", 5, 60, twice=True, seen=0.3)
 """
 
 EVIDENCE = """

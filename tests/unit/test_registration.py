@@ -12,7 +12,7 @@ from instant_nk.errors import NumericalError
 from instant_nk.fitting import rivals
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, _normal_equations, apply_twists, edge_weights, rigidity_energy, step, warp
-from instant_nk.fitting.registration import Options, register_from
+from instant_nk.fitting.registration import Options, _onward, register_from
 from instant_nk.fitting.registration_sequence import register_sequence
 from instant_nk.geometry.rotations import so3_exp
 from instant_nk.models import deformation_graph
@@ -149,6 +149,17 @@ def test_twenty_percent_outliers_are_ignored():
 
     error, _ = track(vertices, faces, bent(vertices, np.radians(20)), spoil)
     assert error.mean() < 0.5 and np.percentile(error, 95) < 1.5
+
+
+def test_momentum_goes_on_as_the_last_step_went_and_flings_nothing_round():
+    angles = np.array([0.0, 0.05, 1.0, 2.0, 3.0])
+    before = Pose(torch.eye(3).double().expand(5, 3, 3), torch.zeros(5, 3).double())
+    turned = torch.from_numpy(np.stack([rotated(np.eye(3), (0, 0, 1), np.degrees(angle)).T for angle in angles]))
+    ahead = _onward(Pose(turned, torch.ones(5, 3).double()), before, 0.6)
+    assert torch.allclose(ahead.translations, torch.full((5, 3), 1.6).double())
+    assert torch.allclose(ahead.rotations @ ahead.rotations.mT, torch.eye(3).double().expand(5, 3, 3), atol=1e-12)
+    found = torch.atan2(ahead.rotations[:, 1, 0], ahead.rotations[:, 0, 0]) % (2 * np.pi)
+    assert np.allclose(found, angles + 0.6 * np.sin(angles), atol=1e-12)
 
 
 def test_touching_limbs_stay_apart():

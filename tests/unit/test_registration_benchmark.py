@@ -1,9 +1,12 @@
 """The benchmarks of registration find known motion, keep their rows, and mesh known surfaces anew."""
 
+import dataclasses
+
 import numpy as np
 
 from benchmarks import registration
 from benchmarks.kernels import Table
+from instant_nk.fitting.pair_registration import register_pair
 
 
 def test_a_small_pair_is_registered_and_its_parts_are_told(tmp_path, capsys):
@@ -33,3 +36,13 @@ def test_a_surface_meshed_anew_is_the_same_surface_without_the_same_vertices():
         assert evaluation.chamfer(*distances) < 2e-4
         shared = np.linalg.norm(other[:200, None] - vertices[None], axis=-1).argmin(1)
         assert (np.diff(shared) < 0).mean() > 0.4  # in no order
+
+
+def test_momentum_leaves_less_of_the_way_after_as_many_iterations():
+    pair, errors = registration.make_pair(125), {}
+    for momentum in (0.0, 0.6):
+        options = dataclasses.replace(pair.settings.options, momentum=momentum)
+        fit = register_pair(pair.source, pair.target, dataclasses.replace(pair.settings, options=options))
+        errors[momentum] = pair.error(fit)
+    assert errors[0.6] < 0.99 * errors[0.0], errors
+    assert pair.settings.options.momentum == 0.6

@@ -121,3 +121,14 @@ def test_fields_that_do_not_count_are_passed_on(played, ignored):
 
     repeat(note, start()[:1], [()] * 4, (Given(given(0)[0].values, 1.0, "a", ignored),))
     assert len(seen) == 4 and all(one is ignored for one in seen)
+
+
+def test_what_a_repetition_passes_on_is_what_it_was_given():
+    def passing(x, before, a, b):
+        return x + a * (x - before) + b, x
+
+    begin = torch.zeros(3).double(), torch.ones(3).double()
+    wanted = begin
+    for row in ROWS:
+        wanted = passing(*wanted, *row)
+    assert same(repeat(passing, begin, ROWS), wanted)
