@@ -109,7 +109,9 @@ def parts(pair: Pair, device: str, repeats: int) -> list[tuple[str, int, list[fl
         evidence = measure("iteration: evidence", lambda: surface_evidence(body, pose, target, options, 0.5), options.iterations)
         if has_triton(body.points):
             blocks, rhs = measure("iteration: normal equations", lambda: kernels().normal_equations(body, pose, evidence, weight), options.iterations)
-            measure("iteration: conjugate gradients", lambda: kernels().solve(body, blocks, rhs, DAMPING), options.iterations)
+            from instant_nk.fitting.conjugate_gradients_triton import solve
+
+            measure("iteration: conjugate gradients", lambda: solve(body, blocks, rhs, DAMPING), options.iterations)
         else:
             blocks, rhs = measure("iteration: normal equations", lambda: _normal_equations(body, pose, evidence, weight), options.iterations)
             blocks[body.pattern.diagonal] += 1e-9 * torch.eye(6, dtype=blocks.dtype, device=blocks.device)

@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instant_nk.fitting import correspondences, deformation_solver, evidence_triton, registration, rivals, solver_triton, transport_triton
+from instant_nk.fitting import (
+    conjugate_gradients_triton,
+    correspondences,
+    deformation_solver,
+    evidence_triton,
+    registration,
+    rivals,
+    solver_triton,
+    transport_triton,
+)
 from instant_nk.fitting.correspondences import Cloud, Target
 from instant_nk.fitting.deformation_solver import Body, Evidence, Gather, Pose
 from instant_nk.fitting.registration import Options
@@ -99,11 +108,11 @@ def check_step(device: str, nodes: int, points: int, programs: int | None = None
     scale = blocks[own].mean(0)
     blocks[own] += deformation_solver.DAMPING * scale + 1e-12 * scale.max()
     twists = deformation_solver._solve(body, blocks, rhs)
-    solved = solver_triton.solve(there, *found, deformation_solver.DAMPING, programs)
-    assert residual(body, blocks, rhs, solved) < 2 * solver_triton.TOLERANCE
+    solved = conjugate_gradients_triton.solve(there, *found, deformation_solver.DAMPING, programs)
+    assert residual(body, blocks, rhs, solved) < 2 * conjugate_gradients_triton.TOLERANCE
     if seen == 1.0:  # what nothing sees is nearly free, and the residual says little of it
         agree(solved, twists, 1e-4)
-    assert torch.equal(solved, solver_triton.solve(there, *found, deformation_solver.DAMPING, programs))
+    assert torch.equal(solved, conjugate_gradients_triton.solve(there, *found, deformation_solver.DAMPING, programs))
     for factor in (1.0, 30.0, -1.0):  # downhill; too far, so that it is cut; uphill, where no step is taken
         wanted, length = deformation_solver._search_line(body, pose, evidence, weight, factor * twists, 4)
         rotations, translations, taken = solver_triton.search_line(there, case.moved(), given, on_device, *case.put(factor * twists), 4)
@@ -113,9 +122,9 @@ def check_step(device: str, nodes: int, points: int, programs: int | None = None
     sick = twists.clone()
     sick[0, 4] = torch.nan
     assert solver_triton.search_line(there, case.moved(), given, on_device, *case.put(sick), 4)[0].isnan().all()
-    assert float(solver_triton.solve(there, found[0], 0 * found[1], deformation_solver.DAMPING, programs).abs().max()) == 0
-    assert solver_triton.solve(there, -found[0], found[1], deformation_solver.DAMPING, programs).isnan().any()
-    assert solver_triton.solve(there, found[0], torch.nan * found[1], deformation_solver.DAMPING, programs).isnan().all()
+    assert float(conjugate_gradients_triton.solve(there, found[0], 0 * found[1], deformation_solver.DAMPING, programs).abs().max()) == 0
+    assert conjugate_gradients_triton.solve(there, -found[0], found[1], deformation_solver.DAMPING, programs).isnan().any()
+    assert conjugate_gradients_triton.solve(there, found[0], torch.nan * found[1], deformation_solver.DAMPING, programs).isnan().all()
 
 
 def check_evidence(device: str, nodes: int, points: int, apart: float) -> None:

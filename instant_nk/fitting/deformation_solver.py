@@ -569,8 +569,10 @@ def step(body: Body, pose: Pose, evidence: Evidence, edge_weight: Tensor, dampin
         the new pose and the length of the step taken (0: no step lowered the energy); on a GPU a tensor, for which nobody has waited.
     """
     if has_triton(body.points):
+        from instant_nk.fitting.conjugate_gradients_triton import solve
+
         gpu = kernels()
-        twists = gpu.solve(body, *gpu.normal_equations(body, pose, evidence, edge_weight), damping)
+        twists = solve(body, *gpu.normal_equations(body, pose, evidence, edge_weight), damping)
         rotations, translations, length = gpu.search_line(body, pose, evidence, edge_weight, twists, tries)
         return Pose(rotations, translations), length
     blocks, rhs = _normal_equations(body, pose, evidence, edge_weight)

@@ -61,7 +61,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from instant_nk.fitting import correspondences, deformation_solver, evidence_triton, registration, solver_triton, transport_triton
+from instant_nk.fitting import conjugate_gradients_triton, correspondences, deformation_solver, evidence_triton, registration, solver_triton, transport_triton
 from instant_nk.kernels import _triton_memory
 from tests.registration_parity import Case
 
@@ -86,11 +86,11 @@ def compile_only(kernel, grid):
 
 
 driver.set_active(StandIn())
-names, modules = set(), (solver_triton, evidence_triton, transport_triton)
+names, modules = set(), (conjugate_gradients_triton, solver_triton, evidence_triton, transport_triton)
 for module in (correspondences, deformation_solver, registration):
     module.has_triton = lambda tensor: True
     module.compiled = lambda tensor: False
-solver_triton.multiprocessors = lambda device: 132  # programs that wait for each other
+conjugate_gradients_triton.multiprocessors = lambda device: 132  # programs that wait for each other
 case = Case("cpu", 12, 200)
 _triton_memory.Kernel.__getitem__ = compile_only
 for call in registration.rehearsals(case.there, registration.Options()):
