@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
 LEAST = 1024  # rows worth a thread of their own
+_allowed = 1
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="instant_nk_kernels")
-
-
-_allowed = 1
 
 
 def allow(threads: int) -> None:

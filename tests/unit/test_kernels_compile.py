@@ -1,4 +1,4 @@
-"""Instructions written out by hand, which the interpreter cannot run: that they assemble for a GPU, on a machine without one."""
+"""That kernels assemble for a GPU, on a machine without one: instructions written out by hand, which the interpreter cannot run, and registration's kernels."""
 
 import os
 import subprocess
@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = """
+STAND_IN = """
 import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-
-from instant_nk.kernels._triton_memory import gather_pair
 
 
 class StandIn:
@@ -26,6 +24,13 @@ class StandIn:
 
     def get_current_stream(self, device):
         return 0
+
+
+driver.set_active(StandIn())
+"""
+
+GATHER = """
+from instant_nk.kernels._triton_memory import gather_pair
 
 
 @triton.jit
@@ -36,7 +41,6 @@ def double(values, rows, sums, count, PTX: tl.constexpr):
     tl.store(sums + lane, first + second, mask=live)
 
 
-driver.set_active(StandIn())
 for dtype in (torch.float32, torch.float16):
     arguments = torch.zeros(8, dtype=dtype), torch.zeros(64, dtype=torch.int32), torch.zeros(64), 5
     for ptx in (True, False):
@@ -47,34 +51,15 @@ for dtype in (torch.float32, torch.float16):
 
 def test_a_gather_by_hand_assembles_for_a_gpu(tmp_path):
     pytest.importorskip("triton")
-    program = tmp_path / "program.py"  # a file: Triton reads its kernels' source
-    program.write_text(PROGRAM)
-    answer = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment(tmp_path))
-    assert answer.returncode == 0, answer.stderr
-    lines = [line.split() for line in answer.stdout.splitlines()]
+    lines = [line.split() for line in answer_of(GATHER, tmp_path).splitlines()]
     assert [line[:3] for line in lines] == [[dtype, by_hand, "True"] for dtype in ("torch.float32", "torch.float16") for by_hand in ("True", "False")]
     assert lines[0][3] == "True" and lines[2][4] == "True"  # one access for a pair, of either width
 
 
 REGISTRATION = """
-import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
 from instant_nk.fitting import conjugate_gradients_triton, correspondences, deformation_solver, evidence_triton, registration, solver_triton, transport_triton
 from instant_nk.kernels import _triton_memory
 from tests.registration_parity import Case
-
-
-class StandIn:
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
 
 
 def compile_only(kernel, grid):
@@ -85,7 +70,6 @@ def compile_only(kernel, grid):
     return compiled
 
 
-driver.set_active(StandIn())
 names, modules = set(), (conjugate_gradients_triton, solver_triton, evidence_triton, transport_triton)
 for module in (correspondences, deformation_solver, registration):
     module.has_triton = lambda tensor: True
@@ -101,14 +85,15 @@ print(sorted(name for module in modules for name, value in vars(module).items() 
 
 def test_registration_rehearses_all_its_kernels_and_they_assemble_for_a_gpu(tmp_path):
     pytest.importorskip("triton")
-    program = tmp_path / "program.py"
-    program.write_text(REGISTRATION)
-    answer = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment(tmp_path))
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.strip() == "[]", answer.stdout  # none is left out
+    assert answer_of(REGISTRATION, tmp_path).strip() == "[]"  # none is left out
 
 
-def environment(folder):
-    root = str(Path(__file__).parents[2])
+def answer_of(code, folder):
+    """What a program prints that compiles for a GPU which is not there."""
+    program = folder / "program.py"  # a file: Triton reads its kernels' source
+    program.write_text(STAND_IN + code)
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return kept | {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": root}
+    environment = kept | {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    answer = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
