@@ -81,7 +81,7 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     Both may be meshes or oriented point clouds; they must be in the same unit, the pose may differ. Neither needs to be whole, but one
     should show what the other shows.
     """
-    scene_from_world = spaces.similarity_from_box(np.stack([source.points.min(0), source.points.max(0)]))
+    scene_from_world = spaces.similarity_from_box(surface.box(source.points))
     points, goal = (spaces.transform_points(scene_from_world, x.points) for x in (source, target))
     coloured = settings.colours and source.colours is not None and target.colours is not None
     graph = _graph(source, points, settings)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
@@ -13,8 +16,32 @@ def lengths(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(x * x + y * y + z * z)
 
 
+def box(points: np.ndarray) -> np.ndarray:
+    """Lowest and highest corner of the box around points [N, 3], [2, 3]."""
+    columns = np.ascontiguousarray(points.T)  # numpy goes along rows of three a hundred times as slowly
+    return np.stack([columns.min(1), columns.max(1)])
+
+
+def _loops(*values: np.ndarray) -> ModuleType | None:
+    """The same in compiled loops, for double precision and where numba is loaded already: loading it takes longer than they save."""
+    if sys.modules.get("numba") is None or any(x.dtype != np.float64 for x in values):
+        return None
+    from instant_nk.geometry import surface_loops
+
+    return surface_loops
+
+
+def _checked(count: int, faces: np.ndarray) -> np.ndarray:
+    """Faces of so many vertices as compiled loops take them, which look nothing up twice."""
+    if len(faces) and (faces.min() < 0 or faces.max() >= count):
+        raise IndexError(f"faces index vertices {faces.min()}..{faces.max()}, there are {count}")
+    return np.ascontiguousarray(faces, np.int64)
+
+
 def face_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Area of each triangle, [T]."""
+    if loops := _loops(vertices):
+        return loops.face_areas(np.ascontiguousarray(vertices), _checked(len(vertices), faces))
     return 0.5 * lengths(_face_cross(vertices, faces))
 
 
@@ -25,6 +52,8 @@ def face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Unit area-weighted normal of each vertex, [V, 3]; zero where no face has area."""
+    if loops := _loops(vertices):
+        return loops.vertex_normals(np.ascontiguousarray(vertices), _checked(len(vertices), faces))
     cross = _face_cross(vertices, faces)
     total = np.zeros_like(vertices, dtype=np.float64)
     for corner in range(3):
@@ -70,6 +99,8 @@ def unique_pairs(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def boundary_vertices(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """True for vertices on an edge that belongs to one face only, bool [V]."""
+    if loops := _loops():
+        return loops.boundary_vertices(len(vertices), _checked(len(vertices), faces))
     unique, count = _edge_counts(faces)
     result = np.zeros(len(vertices), bool)
     result[unique[count == 1].ravel()] = True
@@ -82,8 +113,11 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
     Returns:
         welded vertices [W, 3], faces into them without degenerate ones [T', 3], and each original vertex's welded index [V].
     """
-    diagonal = np.linalg.norm(vertices.max(0) - vertices.min(0))
+    low, high = box(vertices)
+    diagonal = np.linalg.norm(high - low)
     cell = max(float(diagonal), 1e-30) * 1e-7
+    if (loops := _loops(vertices)) and np.isfinite(diagonal):
+        return loops.weld(np.ascontiguousarray(vertices), _checked(len(vertices), faces), cell)
     place = np.round(vertices / cell).astype(np.int64)
     order = np.lexsort(place.T[::-1])
     new, place = np.ones(len(vertices), bool), place.take(order, 0)
@@ -97,6 +131,8 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def components(count: int, faces: np.ndarray) -> np.ndarray:
     """Connected component of each of `count` vertices, numbered by first vertex, i64 [V]."""
+    if loops := _loops():
+        return loops.components(count, _checked(count, faces))
     pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = sparse.coo_matrix((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
@@ -136,21 +172,27 @@ def refine(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.
     vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
     origin, done = np.arange(len(vertices)), []
     while True:
-        following = faces[:, [1, 2, 0]]
-        low, high = np.minimum(faces, following), np.maximum(faces, following)  # [T, 3]: side i joins corners i and i + 1
-        length = lengths(vertices.take(low, 0) - vertices.take(high, 0))
-        marked = length > longest
-        split = marked.any(1)
+        length, split = _long_sides(vertices, faces, longest)
         done.append(faces[~split])
         if not split.any():
             return vertices, np.concatenate(done), origin
         # Marks belong to edges, so both faces at an edge split at the same midpoint and no crack opens.
-        pairs, inverse = unique_pairs(low[marked], high[marked])
+        faces, length = faces[split], length[split]
+        following, marked = faces[:, [1, 2, 0]], length > longest
+        pairs, inverse = unique_pairs(np.minimum(faces, following)[marked], np.maximum(faces, following)[marked])
         midpoint = np.full(faces.shape, -1)
         midpoint[marked] = len(vertices) + inverse
         vertices = np.concatenate([vertices, vertices[pairs].mean(1)])
         origin = np.concatenate([origin, origin[pairs[:, 0]]])
-        faces = _split_marked(faces[split], midpoint[split], np.where(marked, length, -1)[split].argmax(1))
+        faces = _split_marked(faces, midpoint, np.where(marked, length, -1).argmax(1))
+
+
+def _long_sides(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of faces' sides [T, 3], side i from corner i to the next, and which faces have one longer than `longest`, bool [T]."""
+    if loops := _loops():
+        return loops.long_sides(np.ascontiguousarray(vertices), _checked(len(vertices), faces), longest)
+    length = lengths(vertices.take(faces, 0) - vertices.take(faces[:, [1, 2, 0]], 0))
+    return length, (length > longest).any(1)
 
 
 def _split_marked(faces: np.ndarray, midpoint: np.ndarray, first: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.spatial import cKDTree
 from instant_nk.errors import DataError
 from instant_nk.geometry import surface
 from instant_nk.io.graph import Graph
+from instant_nk.kernels._threads import over_rows
 
 NODE_AREA = 1.5  # area served by one node of a farthest-point set with covering radius s, in units of s^2 (measured on bodies of several shapes)
 BRIDGE_WEIGHT = 0.003  # stiffness of links between components: a loose part follows its neighbours until evidence says otherwise
@@ -77,7 +79,7 @@ def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None,
     used[fine_faces.ravel()] = True
     paths = _paths(fine, fine_faces, len(fine) if spacing is not None else max_nodes)
     part = surface.components(len(fine), fine_faces)
-    chosen = _farthest_points(paths, fine, part, used, limit, None if spacing is not None else max_nodes)
+    chosen, _ = _farthest_points(paths, fine, part, used, limit, None if spacing is not None else max_nodes)
     return _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours)
 
 
@@ -114,8 +116,7 @@ def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anc
     thin, facing = points[pick], normals[pick]
     paths = _point_links(thin, facing)
     part = csgraph.connected_components(paths, directed=False)[1]
-    chosen = _farthest_points(paths, thin, part, np.ones(len(thin), bool), 0.0, min(max_nodes, len(thin)))
-    covering = surface.covering(paths, chosen)
+    chosen, covering = _farthest_points(paths, thin, part, np.ones(len(thin), bool), 0.0, min(max_nodes, len(thin)))
     limit = max(float(covering.max()), 1e-6 * float(np.linalg.norm(np.ptp(thin, axis=0))), 1e-30)
     nearest = cKDTree(np.concatenate([thin, 0.5 * limit * facing], 1)).query(np.concatenate([points, 0.5 * limit * normals], 1))[1]
     return _assemble(paths, thin, part, chosen, nearest, points, limit, anchors, neighbours)
@@ -159,31 +160,36 @@ def coarsen(graph: Graph, count: int, anchors: int = 4, neighbours: int = 6) -> 
     upper = sparse.coo_matrix((np.maximum(length, 1e-12), (links[:, 0], links[:, 1])), shape=(m, m))
     paths = (upper + upper.T).tocsr()
     part = csgraph.connected_components(paths, directed=False)[1]
-    chosen = _farthest_points(paths, positions, part, np.ones(m, bool), 0.0, count)
-    covering = surface.covering(paths, chosen)
+    chosen, covering = _farthest_points(paths, positions, part, np.ones(m, bool), 0.0, count)
     limit = max(float(covering.max()), graph.spacing)
     return _assemble(paths, positions, part, chosen, np.arange(m), positions, limit, anchors, neighbours), chosen
 
 
-def _farthest_points(paths, vertices: np.ndarray, part: np.ndarray, used: np.ndarray, limit: float, max_nodes: int | None) -> np.ndarray:
+def _farthest_points(
+    paths: sparse.csr_matrix, vertices: np.ndarray, part: np.ndarray, used: np.ndarray, limit: float, max_nodes: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Vertices chosen one by one, each farthest from those before it, until all lie within `limit`; one at least per component.
 
     The order is itself a hierarchy: any prefix is an even, coarser covering.
+
+    Returns:
+        the vertices i64 [M], and the distance of those that are used to the nearest of them, f64 [V].
     """
     chosen = []
-    distance = np.where(used, np.inf, 0.0)
-    for label in np.unique(part[used]):
+    for label in np.flatnonzero(np.bincount(part[used])):
         members = np.flatnonzero((part == label) & used)
         centre = vertices[members].mean(0)
-        chosen.append(members[np.linalg.norm(vertices[members] - centre, axis=1).argmax()])
-    distance = np.minimum(distance, surface.covering(paths, np.array(chosen)))
+        chosen.append(members[surface.lengths(vertices[members] - centre).argmax()])
+    most = len(vertices) if max_nodes is None else max(max_nodes, len(chosen))
     if loops := _loops_for(len(vertices), len(vertices) if max_nodes is None else max_nodes):
-        most = len(vertices) if max_nodes is None else max(0, max_nodes - len(chosen))
-        return np.concatenate([chosen, loops.farthest(*_rows(paths), distance, limit, most)]).astype(np.int64)
+        links = _rows(paths)
+        distance = np.where(used, loops.covering(*links, np.array(chosen)), 0.0)
+        return np.concatenate([chosen, loops.farthest(*links, distance, limit, most - len(chosen))]).astype(np.int64), distance
+    distance = np.where(used, surface.covering(paths, np.array(chosen)), 0.0)
     while True:
         far = int(distance.argmax())
-        if distance[far] <= limit or (max_nodes is not None and len(chosen) >= max_nodes):
-            return np.array(chosen)
+        if distance[far] <= limit or len(chosen) >= most:
+            return np.array(chosen), distance
         chosen.append(far)
         distance = np.minimum(distance, surface.geodesic(paths, np.array([far]), limit=distance[far])[0])
 
@@ -197,16 +203,28 @@ def _loops_for(vertices: int, nodes: int) -> ModuleType | None:
     return geodesic_loops
 
 
+def _node_loops() -> ModuleType | None:
+    """Compiled loops for what the nodes hold, where numba is loaded already: they save too little to load it."""
+    if sys.modules.get("numba") is None:
+        return None
+    from instant_nk.models import deformation_graph_loops
+
+    return deformation_graph_loops
+
+
 def _paths(vertices: np.ndarray, faces: np.ndarray, nodes: int) -> sparse.csr_matrix:
     """Graph of links along the surface, over which `nodes` nodes are to be spread."""
-    if not (loops := _loops_for(len(vertices), nodes)):
+    if not _loops_for(len(vertices), nodes):
         return surface.distance_graph(vertices, faces)
-    start, links, lengths = loops.distance_graph(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
+    from instant_nk.geometry import surface_loops
+
+    start, links, lengths = surface_loops.distance_graph(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
     return sparse.csr_matrix((lengths, links, start), shape=(len(vertices),) * 2)
 
 
 def _rows(paths: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return paths.indptr.astype(np.int32, copy=False), paths.indices.astype(np.int32, copy=False), paths.data
+    """The links by rows, numbers without a sign: compiled loops look them up faster."""
+    return paths.indptr.astype(np.uint32), paths.indices.astype(np.uint32), paths.data
 
 
 def _reach(paths, nodes: np.ndarray, places: np.ndarray, limit: float, count: int, levels: list[int]) -> _Reach:
@@ -275,6 +293,16 @@ def _radii(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: 
 
     Never so small that a vertex nearest to the node falls outside.
     """
+    if loops := _node_loops():
+        middle, need = loops.extents(np.ascontiguousarray(fine), positions, reach.nearest, anchors, k)
+    else:
+        middle, need = _extents(fine, positions, anchors, reach, k)
+    return np.maximum(np.clip(np.where(middle < 0, 1.6 * limit, middle), 1.2 * limit, 2.0 * limit), 1.25 * need)
+
+
+def _extents(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: _Reach, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each node: how far away the first node lies that vertices it anchors leave out (upper median, -1 where none does), and the farthest vertex
+    to which it is the nearest."""
     m = len(positions)
     full = np.flatnonzero(reach.nearest[:, k] >= 0)
     dropped = surface.lengths(fine[full] - positions[reach.nearest[full, k]])
@@ -283,12 +311,11 @@ def _radii(fine: np.ndarray, positions: np.ndarray, anchors: np.ndarray, reach: 
     by_owner = np.argsort(owner.astype(np.min_scalar_type(m)), kind="stable")  # then by length; numbers of 16 bits are sorted by counting
     count = np.bincount(owner, minlength=m)
     has = count > 0
-    radii = np.full(m, 1.6 * limit)
-    radii[has] = dropped[order[by_owner[(np.cumsum(count) - count + count // 2)[has]] // k]]
-    radii = np.clip(radii, 1.2 * limit, 2.0 * limit)
+    middle = np.full(m, -1.0)
+    middle[has] = dropped[order[by_owner[(np.cumsum(count) - count + count // 2)[has]] // k]]
     need = np.zeros(m)
     np.maximum.at(need, anchors[:, 0], surface.lengths(fine - positions[anchors[:, 0]]))
-    return np.maximum(radii, 1.25 * need)
+    return middle, need
 
 
 def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np.ndarray, node_radii: np.ndarray) -> np.ndarray:
@@ -303,9 +330,14 @@ def skinning_weights(points: np.ndarray, anchors: np.ndarray, node_positions: np
     Returns:
         [N, K].
     """
+    if loops := _node_loops():
+        weights, given = np.empty(anchors.shape), [np.ascontiguousarray(x, np.float64) for x in (points, node_positions, node_radii)]
+        over_rows(len(points), partial(loops.skin, given[0], np.ascontiguousarray(anchors, np.int64), *given[1:], weights))
+        return weights
     distance = surface.lengths(points[:, None] - node_positions.take(anchors, 0))
-    weights = np.clip(1 - (distance / node_radii[anchors]) ** 2, 0, None) ** 3
-    total = weights.sum(1, keepdims=True)
+    share = np.clip(1 - (distance / node_radii[anchors]) ** 2, 0, None)
+    weights = share * share * share
+    total = weights.cumsum(1)[:, -1:]  # in order, however many there are
     alone = np.eye(anchors.shape[1])[distance.argmin(1)]
     return np.where(total > 1e-12, weights / np.maximum(total, 1e-12), alone)
 
@@ -321,6 +353,8 @@ def _edges(reach: _Reach, chosen: np.ndarray, near: np.ndarray, positions: np.nd
     links.append((_bridges(positions, part), BRIDGE_WEIGHT))
     pairs = np.concatenate([p for p, _ in links])
     weight = np.concatenate([np.full(len(p), w) for p, w in links])
+    if loops := _node_loops():
+        return loops.strongest(pairs, weight, len(positions))
     unique, inverse = surface.unique_pairs(pairs.min(1), pairs.max(1))
     best = np.zeros(len(unique))
     np.maximum.at(best, inverse, weight)

@@ -162,10 +162,12 @@ def test_compiled_loops_build_the_same_graph_to_the_bit(monkeypatch):
     ball, ball_faces = sphere(0.2, 12)
     vertices = np.concatenate([vertices, ball + [3.0, 0, 0], [[9.0, 9.0, 9.0]]])
     faces = np.concatenate([faces, ball_faces + 2 * n])
-    for settings in ({"spacing": 0.12}, {"max_nodes": 90}, {"max_nodes": 90, "anchors": 3, "neighbours": 8}, {"max_nodes": 3}):
-        monkeypatch.setattr(deformation_graph, "_loops_for", lambda *_: None)
-        wanted = deformation_graph.build(vertices, faces, **settings)
-        monkeypatch.setattr(deformation_graph, "_loops_for", lambda *_: geodesic_loops)
+    for settings in ({"spacing": 0.12}, {"max_nodes": 90}, {"max_nodes": 90, "anchors": 3, "neighbours": 8}, {"max_nodes": 90, "anchors": 9}, {"max_nodes": 3}):
+        with monkeypatch.context() as numpy_alone:
+            for module, name in ((deformation_graph, "_loops_for"), (deformation_graph, "_node_loops"), (surface, "_loops")):
+                numpy_alone.setattr(module, name, lambda *_: None)
+            wanted = deformation_graph.build(vertices, faces, **settings)
+        assert deformation_graph._loops_for(1, 1) is geodesic_loops
         found = deformation_graph.build(vertices, faces, **settings)
         for name, value in vars(wanted).items():
             assert np.array_equal(getattr(found, name), value), (settings, name)
@@ -249,16 +251,3 @@ def test_given_nodes_at_one_vertex_are_linked_the_same_by_compiled_loops(monkeyp
     assert all(np.array_equal(getattr(graphs[0], name), value) for name, value in vars(graphs[1]).items())
     linked = set(map(tuple, graphs[0].edges.tolist()))
     assert all((i, len(nodes) - 15 + i) in linked for i in range(12))
-
-
-def test_links_found_by_compiled_loops_are_the_same_to_the_bit():
-    """Closed and open surfaces, and triangles thrown together: edges of many faces, faces given twice, corners that coincide."""
-    pytest.importorskip("numba")
-    from instant_nk.geometry import geodesic_loops
-
-    rng = np.random.default_rng(0)
-    soups = [(rng.random((40, 3)).round(digits), rng.integers(0, 40, (count, 3))) for digits in (1, 9) for count in (1, 30, 300)]
-    for vertices, faces in (sphere(0.4, 12), tube(caps=False), flat_grid(12), *soups):
-        wanted = surface.distance_graph(vertices, faces)
-        start, links, lengths = geodesic_loops.distance_graph(vertices, faces.astype(np.int64))
-        assert np.array_equal(start, wanted.indptr) and np.array_equal(links, wanted.indices) and np.array_equal(lengths, wanted.data)
