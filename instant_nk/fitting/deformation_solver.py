@@ -120,7 +120,7 @@ class Body:
             anchors=torch.as_tensor(np.ascontiguousarray(anchors), device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
             spacing=spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, anchors, weights, edge, device),
             probes=Probes.build(real(points), spacing),
-            coarse=Coarse.build(graph, points, normals, colours, anchors, weights, device) if levels > 1 and m > 2 * COARSE_NODES else None,
+            coarse=Coarse.build(graph, spacing, points, normals, colours, anchors, weights, device) if levels > 1 and m > 2 * COARSE_NODES else None,
         )  # fmt: skip
 
     def warp(self, pose: Pose) -> Tensor:
@@ -153,8 +153,8 @@ class Coarse:
     weights: Tensor
 
     @staticmethod
-    def build(graph: Graph, points, normals, colours, anchors, weights, device: str) -> Coarse:
-        coarse, chosen = coarsen(graph, COARSE_NODES)
+    def build(graph: Graph, spacing: float, points, normals, colours, anchors, weights, device: str) -> Coarse:
+        coarse, chosen = coarsen(graph, COARSE_NODES, spacing)
         pick = np.unique(np.linspace(0, len(points) - 1, min(COARSE_POINTS, len(points))).round().astype(np.int64))
         hung = _compose(anchors[pick], weights[pick], coarse.vertex_anchors.astype(np.int64), coarse.vertex_weights.astype(np.float64))
         body = Body.from_points(coarse, points[pick], normals[pick], colours[pick], *hung, device, levels=1)
@@ -184,6 +184,12 @@ class Coarse:
 
 def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share: np.ndarray, keep: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Anchors and weights of points on the coarse nodes that carry their anchors: products added up, the `keep` largest kept."""
+    if _has_numba():
+        return loops().compose(anchors, weights, above, share, keep)
+    return _compose_numpy(anchors, weights, above, share, keep)
+
+
+def _compose_numpy(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     n = len(anchors)
     candidate = above[anchors].reshape(n, -1)
     value = (weights[..., None] * share[anchors]).reshape(n, -1)
@@ -287,27 +293,28 @@ def small_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def point_anchors(graph: Graph, points: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Anchors and weights of points inside faces: the nearest K of the anchors of the face's corners [N, C], each taken once."""
-    nodes, radii = graph.node_positions.astype(np.float64), graph.node_radii.astype(np.float64)
-    anchors, repeated = (_nearest_compiled if _has_numba() else _nearest)(points, candidates, nodes, radii, graph.vertex_anchors.shape[1])
-    weights = skinning_weights(points, anchors, nodes, radii)
-    weights[repeated] = 0
-    return anchors, weights / weights.sum(1, keepdims=True)
+    nodes, radii, k = graph.node_positions.astype(np.float64), graph.node_radii.astype(np.float64), graph.vertex_anchors.shape[1]
+    if _has_numba():
+        anchors, weights = np.empty((len(points), k), np.int64), np.empty((len(points), k))
+        over_rows(len(points), lambda first, last: loops().point_anchors(first, last, points, candidates, nodes, radii, anchors, weights))
+        return anchors, weights
+    return _point_anchors(points, candidates, nodes, radii, k)
 
 
-def _nearest(points: np.ndarray, candidates: np.ndarray, nodes: np.ndarray, radii: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest of each point's candidates [N, C] in units of their radii, each once, i64 [N, k]; and which stand there again for want of others."""
+def _point_anchors(points: np.ndarray, candidates: np.ndarray, nodes: np.ndarray, radii: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of each point's candidates [N, C] in units of their radii, each once, i64 [N, k], and their weights [N, k].
+
+    For want of others some stand there again, without weight.
+    """
     candidates = np.sort(candidates, axis=1)
     repeated = np.zeros(candidates.shape, bool)
     repeated[:, 1:] = candidates[:, 1:] == candidates[:, :-1]
     relative = surface.lengths(points[:, None] - nodes[candidates]) / radii[candidates]
     order = np.where(repeated, np.inf, relative).argsort(1, kind="stable")[:, :k]
-    return np.take_along_axis(candidates, order, 1), np.take_along_axis(repeated, order, 1)
-
-
-def _nearest_compiled(points: np.ndarray, candidates: np.ndarray, nodes: np.ndarray, radii: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    anchors, repeated = np.empty((len(points), k), np.int64), np.empty((len(points), k), bool)
-    over_rows(len(points), lambda first, last: loops().nearest_anchors(first, last, points, candidates, nodes, radii, anchors, repeated))
-    return anchors, repeated
+    anchors, repeated = np.take_along_axis(candidates, order, 1), np.take_along_axis(repeated, order, 1)
+    weights = skinning_weights(points, anchors, nodes, radii)
+    weights[repeated] = 0
+    return anchors, weights / weights.cumsum(1)[:, -1:]
 
 
 @dataclass(frozen=True)
@@ -383,24 +390,25 @@ class Gather:
 
     @staticmethod
     def build(m: int, blocks: np.ndarray, edge: np.ndarray, edge_block: np.ndarray, diagonal: np.ndarray, device: str) -> Gather:
-        u, e = len(blocks), len(edge)
-        own = np.full(u, -1)
-        own[diagonal] = np.arange(m)
-        place = np.concatenate([diagonal[edge[:, 0]], diagonal[edge[:, 1]], edge_block])
-        by_block = np.argsort(place, kind="stable")
-        link = np.concatenate([3 * np.arange(e), 3 * np.arange(e) + 1, 3 * np.arange(e) + 2])
-        between = np.flatnonzero(blocks[:, 0] != blocks[:, 1])
-        row, column = np.concatenate([blocks[:, 0], blocks[between, 1]]), np.concatenate([blocks[:, 1], blocks[between, 0]])
-        by_row = np.argsort(row, kind="stable")
+        found = (loops().gather if _has_numba() else _gather)(m, blocks, edge, edge_block, diagonal)
+        return Gather(*(torch.as_tensor(x, device=device) for x in found))
 
-        def index(x: np.ndarray, kind: type = np.int64) -> Tensor:
-            return torch.as_tensor(x.astype(kind), device=device)
 
-        return Gather(
-            index(own), index(np.searchsorted(place[by_block], np.arange(u + 1))), index(link[by_block]),
-            index(np.searchsorted(row[by_row], np.arange(m + 1)), np.int32), index(column[by_row], np.int32),
-            index(np.concatenate([2 * np.arange(u), 2 * between + 1])[by_row], np.int32),
-        )  # fmt: skip
+def _gather(m: int, blocks: np.ndarray, edge: np.ndarray, edge_block: np.ndarray, diagonal: np.ndarray) -> tuple[np.ndarray, ...]:
+    """All arrays of a `Gather`, in order."""
+    u, e = len(blocks), len(edge)
+    own = np.full(u, -1)
+    own[diagonal] = np.arange(m)
+    place = np.concatenate([diagonal[edge[:, 0]], diagonal[edge[:, 1]], edge_block])
+    by_block = np.argsort(place, kind="stable")
+    link = np.concatenate([3 * np.arange(e), 3 * np.arange(e) + 1, 3 * np.arange(e) + 2])
+    between = np.flatnonzero(blocks[:, 0] != blocks[:, 1])
+    row, column = np.concatenate([blocks[:, 0], blocks[between, 1]]), np.concatenate([blocks[:, 1], blocks[between, 0]])
+    by_row = np.argsort(row, kind="stable")
+    return (
+        own, np.searchsorted(place[by_block], np.arange(u + 1)), link[by_block], np.searchsorted(row[by_row], np.arange(m + 1)).astype(np.int32),
+        column[by_row].astype(np.int32), np.concatenate([2 * np.arange(u), 2 * between + 1])[by_row].astype(np.int32),
+    )  # fmt: skip
 
 
 @dataclass

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit
 
 from instant_nk.kernels._loop import loop
+from instant_nk.models.deformation_graph_loops import apart, share_out
 
 CONTRACT = {"contract"}  # products and sums may be fused; nothing else is reordered
 
@@ -471,24 +470,25 @@ def pattern(nodes, anchors, weights, edge):
     """
     n, k = anchors.shape
     low, high, name = _entries(nodes, anchors, weights, edge)
-    low, high, name = _sorted_by(high, nodes, low, high, name)
-    low, high, name = _sorted_by(low, nodes, low, high, name)
+    start, high, name = _sorted(low, high, name, nodes)
     pairs = len(name) - len(edge) - nodes
     left, right, target = np.empty(pairs, np.int64), np.empty(pairs, np.int64), np.empty(pairs, np.int64)
     blocks, first = np.empty((len(name), 2), np.int64), np.empty(len(name) + 1, np.int64)
     edge_block, diagonal = np.empty(len(edge), np.int64), np.empty(nodes, np.int64)
     size, block = 0, -1
-    for e in range(len(name)):
-        if e == 0 or low[e] != low[e - 1] or high[e] != high[e - 1]:
-            block += 1
-            blocks[block, 0], blocks[block, 1], first[block] = low[e], high[e], size
-        if name[e] < n * k * k:
-            left[size], right[size], target[size] = name[e] // k, name[e] // (k * k) * k + name[e] % k, block
-            size += 1
-        elif name[e] < n * k * k + len(edge):
-            edge_block[name[e] - n * k * k] = block
-        else:
-            diagonal[low[e]] = block
+    for a in range(nodes):
+        for e in range(start[a], start[a + 1]):
+            if e == start[a] or high[e] != high[e - 1]:
+                block += 1
+                blocks[block, 0], blocks[block, 1], first[block] = a, high[e], size
+            if name[e] < n * k * k:
+                point, slots = name[e] // (k * k), name[e] % (k * k)
+                left[size], right[size], target[size] = point * k + slots // k, point * k + slots % k, block
+                size += 1
+            elif name[e] < n * k * k + len(edge):
+                edge_block[name[e] - n * k * k] = block
+            else:
+                diagonal[a] = block
     first[block + 1] = size
     return left, right, target, blocks[: block + 1].copy(), edge_block, diagonal, first[: block + 2].copy()
 
@@ -525,48 +525,129 @@ def _entries(nodes, anchors, weights, edge):
 
 
 @njit
-def _sorted_by(key, keys, low, high, name):
-    start = np.zeros(keys + 1, np.int64)
-    for value in key:
-        start[value + 1] += 1
-    start = np.cumsum(start)
-    new_low, new_high, new_name = np.empty_like(low), np.empty_like(high), np.empty_like(name)
-    for e in range(len(key)):
-        place = start[key[e]]
-        start[key[e]] += 1
-        new_low[place], new_high[place], new_name[place] = low[e], high[e], name[e]
-    return new_low, new_high, new_name
+def _sorted(low, high, name, nodes):
+    """Entries by their lower node, then the higher: where each lower node's begin, i64 [M + 1], their higher nodes and names."""
+    start, high_start = np.zeros(nodes + 1, np.int64), np.zeros(nodes + 1, np.int64)
+    for e in range(len(name)):
+        start[low[e] + 1] += 1
+        high_start[high[e] + 1] += 1
+    for node in range(nodes):
+        start[node + 1] += start[node]
+        high_start[node + 1] += high_start[node]
+    low_then, name_then, place = np.empty_like(low), np.empty_like(name), high_start[:-1].copy()
+    for e in range(len(name)):
+        at = place[high[e]]
+        place[high[e]] += 1
+        low_then[at], name_then[at] = low[e], name[e]
+    place = start[:-1].copy()
+    for node in range(nodes):
+        for e in range(high_start[node], high_start[node + 1]):
+            at = place[low_then[e]]
+            place[low_then[e]] += 1
+            high[at], name[at] = node, name_then[e]
+    return start, high, name
+
+
+@loop()
+def gather(nodes, blocks, edge, edge_block, diagonal):
+    """What `deformation_solver.Gather` says: own, link_start, link, row_start, column, entry."""
+    own, link_start, row_start = np.full(len(blocks), -1), np.zeros(len(blocks) + 1, np.int64), np.zeros(nodes + 1, np.int32)
+    own[diagonal] = np.arange(nodes)
+    for e in range(len(edge)):
+        for block in (diagonal[edge[e, 0]], diagonal[edge[e, 1]], edge_block[e]):
+            link_start[block + 1] += 1
+    for block in range(len(blocks)):
+        link_start[block + 1] += link_start[block]
+        row_start[blocks[block, 0] + 1] += 1
+        if blocks[block, 0] != blocks[block, 1]:
+            row_start[blocks[block, 1] + 1] += 1
+    for node in range(nodes):
+        row_start[node + 1] += row_start[node]
+    link, place = np.empty(3 * len(edge), np.int64), link_start[:-1].copy()
+    for kind in range(3):
+        for e in range(len(edge)):
+            block = edge_block[e] if kind == 2 else diagonal[edge[e, kind]]
+            link[place[block]] = 3 * e + kind
+            place[block] += 1
+    column, entry, place = np.empty(row_start[-1], np.int32), np.empty(row_start[-1], np.int32), row_start[:-1].copy()
+    for flipped in range(2):
+        for block in range(len(blocks)):
+            if not flipped or blocks[block, 0] != blocks[block, 1]:
+                at = place[blocks[block, flipped]]
+                column[at], entry[at] = blocks[block, 1 - flipped], 2 * block + flipped
+                place[blocks[block, flipped]] += 1
+    return own, link_start, link, row_start, column, entry
 
 
 @loop(error_model="numpy")
-def nearest_anchors(start, stop, points, candidates, nodes, radii, anchors, repeated):
-    """`anchors` [N, K] of points: of their candidates [N, C] the nearest, in units of their radii, each once; where there are fewer, some are `repeated` [N, K]."""
-    k, width = anchors.shape[1], candidates.shape[1]
-    names, near = np.empty(width, np.int64), np.empty(k)
+def point_anchors(start, stop, points, candidates, nodes, radii, anchors, weights):
+    """`anchors` [N, K] of points: of their candidates [N, C] the nearest, in units of their radii, each once; where there are fewer, some stand there
+    again, without weight. And their `weights` [N, K]."""
+    k, relative, met = anchors.shape[1], np.empty(anchors.shape[1]), np.full(len(nodes), -1)
     for p in range(start, stop):
-        for c in range(width):
-            name, slot = candidates[p, c], c
-            while slot > 0 and names[slot - 1] > name:
-                names[slot] = names[slot - 1]
-                slot -= 1
-            names[slot] = name
-        near[:] = np.inf
         found = 0
-        for c in range(width):
-            name = names[c]
-            if c > 0 and name == names[c - 1]:
+        for name in candidates[p]:
+            if met[name] == p:
                 continue
-            x, y, z = points[p, 0] - nodes[name, 0], points[p, 1] - nodes[name, 1], points[p, 2] - nodes[name, 2]
-            relative, slot = math.sqrt(x * x + y * y + z * z) / radii[name], min(found, k - 1)
-            if found >= k and relative >= near[slot]:
+            met[name] = p
+            distance, slot = apart(points[p], nodes[name]) / radii[name], min(found, k - 1)
+            if found == k and (distance > relative[slot] or (distance == relative[slot] and name > anchors[p, slot])):
                 continue
-            while slot > 0 and near[slot - 1] > relative:
-                near[slot], anchors[p, slot] = near[slot - 1], anchors[p, slot - 1]
+            while slot > 0 and (relative[slot - 1] > distance or (relative[slot - 1] == distance and anchors[p, slot - 1] > name)):
+                relative[slot], anchors[p, slot] = relative[slot - 1], anchors[p, slot - 1]
                 slot -= 1
-            near[slot], anchors[p, slot] = relative, name
+            relative[slot], anchors[p, slot] = distance, name
+            found = min(found + 1, k)
+        if found < k:
+            _repeat(np.sort(candidates[p]), found, anchors[p])
+            for slot in range(found, k):
+                relative[slot] = apart(points[p], nodes[anchors[p, slot]]) / radii[anchors[p, slot]]
+        share_out(relative, points[p], anchors[p], nodes, weights[p])
+        weights[p, found:] = 0.0
+        total = 0.0
+        for slot in range(k):
+            total += weights[p, slot]
+        for slot in range(k):
+            weights[p, slot] /= total
+
+
+@njit
+def _repeat(names, found, anchors):
+    """Fill up anchors with those of the sorted names that stand there more than once."""
+    for c in range(1, len(names)):
+        if found < len(anchors) and names[c] == names[c - 1]:
+            anchors[found] = names[c]
             found += 1
-        repeated[p] = False
-        for c in range(1, width):
-            if found < k and names[c] == names[c - 1]:
-                anchors[p, found], repeated[p, found] = names[c], True
-                found += 1
+
+
+@loop()
+def compose(anchors, weights, above, share, keep):
+    """`deformation_solver._compose`: names i64 [N, keep] and values [N, keep], the largest first, of equals the one with the higher name."""
+    n, room = len(anchors), anchors.shape[1] * above.shape[1]
+    names, values = np.empty((n, keep), np.int64), np.zeros((n, keep))
+    found, total = np.empty(room, np.int64), np.empty(room)
+    for p in range(n):
+        size = 0
+        for i in range(anchors.shape[1]):
+            for j in range(above.shape[1]):
+                slot = 0
+                while slot < size and found[slot] != above[anchors[p, i], j]:
+                    slot += 1
+                if slot == size:
+                    found[slot], total[slot] = above[anchors[p, i], j], 0.0
+                    size += 1
+                total[slot] += weights[p, i] * share[anchors[p, i], j]
+        whole = 0.0
+        for place in range(keep):
+            best = -1
+            for slot in range(size):
+                if found[slot] >= 0 and (best < 0 or total[slot] > total[best] or (total[slot] == total[best] and found[slot] > found[best])):
+                    best = slot
+            if best < 0:
+                names[p, place] = names[p, 0]
+                continue
+            names[p, place], values[p, place] = found[best], total[best]
+            found[best] = -1
+            whole += values[p, place]
+        values[p] /= whole
+    return names, values

@@ -99,6 +99,23 @@ def covering(start, links, lengths, sources):
 
 
 @loop()
+def outermost(vertices, part, used):
+    """Of the used vertices of each component the one farthest from their middle (of equals the first), i64; -1 where none is used."""
+    parts = part.max() + 1
+    middle, size = np.zeros((parts, 3)), np.zeros(parts)
+    for v in np.flatnonzero(used):
+        middle[part[v]] += vertices[v]
+        size[part[v]] += 1
+    found, largest = np.full(parts, -1), np.full(parts, -1.0)
+    for v in np.flatnonzero(used):
+        x, y, z = vertices[v] - middle[part[v]] / size[part[v]]
+        away = math.sqrt(x * x + y * y + z * z)
+        if away > largest[part[v]]:
+            found[part[v]], largest[part[v]] = v, away
+    return found
+
+
+@loop()
 def farthest(start, links, lengths, distance, limit, most):
     """Vertices chosen one by one, each farthest from those before it (of equals the first), until all lie within `limit` or there are `most`.
 

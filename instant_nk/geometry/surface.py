@@ -130,10 +130,10 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def components(count: int, faces: np.ndarray) -> np.ndarray:
-    """Connected component of each of `count` vertices, numbered by first vertex, i64 [V]."""
+    """Connected component of each of `count` vertices, numbered by first vertex, i64 [V]; instead of faces, edges [E, 2] will do."""
     if loops := _loops():
         return loops.components(count, _checked(count, faces))
-    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
+    pairs = np.concatenate([faces[:, [i, i + 1]] for i in range(faces.shape[1] - 1)])
     graph = sparse.coo_matrix((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return csgraph.connected_components(graph, directed=False)[1].astype(np.int64)
 
@@ -172,9 +172,10 @@ def refine(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.
     vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
     origin, done = np.arange(len(vertices)), []
     while True:
-        length, split = _long_sides(vertices, faces, longest)
-        done.append(faces[~split])
-        if not split.any():
+        length, long = _long_sides(vertices, faces, longest)
+        split = np.flatnonzero(long)
+        done.append(faces.take(np.flatnonzero(~long), 0))
+        if not len(split):
             return vertices, np.concatenate(done), origin
         # Marks belong to edges, so both faces at an edge split at the same midpoint and no crack opens.
         faces, length = faces[split], length[split]

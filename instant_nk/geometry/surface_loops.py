@@ -68,7 +68,7 @@ def components(count, faces):
     """`surface.components`: of vertices that are joined, all come to hang on the first."""
     above = np.arange(count)
     for t in range(len(faces)):
-        for side in range(2):
+        for side in range(faces.shape[1] - 1):
             a, b = _top(faces[t, side], above), _top(faces[t, side + 1], above)
             above[max(a, b)] = min(a, b)
     label = 0
@@ -187,7 +187,7 @@ def distance_graph(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray,
     start, end, opposite = sides(len(vertices), faces)
     one, other, length = np.empty(len(end), np.int32), np.empty(len(end), np.int32), np.empty(len(end))
     over_rows(len(vertices), partial(_links, vertices, start, end, opposite, one, other, length))
-    return _by_rows(len(vertices), one, other, length)
+    return by_rows(len(vertices), one, other, length)
 
 
 @loop()
@@ -231,7 +231,7 @@ def _flat(px, py, pz, x, y, z):
 
 
 @loop()
-def _by_rows(vertices, one, other, length):
+def by_rows(vertices, one, other, length):
     """Links both ways by rows (CSR), columns ascending; of several between the same two the shortest, of a vertex with itself none."""
     first = np.zeros(vertices + 1, np.int32)
     for i in range(len(one)):

@@ -145,10 +145,13 @@ def _point_links(points: np.ndarray, normals: np.ndarray, neighbours: int = 10, 
     return links.maximum(ties).maximum(ties.T).tocsr()
 
 
-def coarsen(graph: Graph, count: int, anchors: int = 4, neighbours: int = 6) -> tuple[Graph, np.ndarray]:
+def coarsen(graph: Graph, count: int, spacing: float, anchors: int = 4, neighbours: int = 6) -> tuple[Graph, np.ndarray]:
     """A coarser graph of about `count` of the nodes, whose `vertices` are the nodes of `graph`: it moves them as they move the mesh.
 
     Distances run along the surface links of `graph`, so limbs that touch stay apart at every level.
+
+    Args:
+        spacing: that of `graph`.
 
     Returns:
         the coarse graph (`vertex_anchors` and `vertex_weights` are those of the fine nodes), and the fine index of each of its nodes.
@@ -156,12 +159,10 @@ def coarsen(graph: Graph, count: int, anchors: int = 4, neighbours: int = 6) -> 
     positions = graph.node_positions.astype(np.float64)
     m = len(positions)
     links = graph.edges[graph.edge_weights >= 0.5]  # neither bridges nor long range
-    length = np.linalg.norm(positions[links[:, 0]] - positions[links[:, 1]], axis=1)
-    upper = sparse.coo_matrix((np.maximum(length, 1e-12), (links[:, 0], links[:, 1])), shape=(m, m))
-    paths = (upper + upper.T).tocsr()
-    part = csgraph.connected_components(paths, directed=False)[1]
+    length = np.maximum(surface.lengths(positions[links[:, 0]] - positions[links[:, 1]]), 1e-12)
+    paths, part = _linked(m, links, length), surface.components(m, links)
     chosen, covering = _farthest_points(paths, positions, part, np.ones(m, bool), 0.0, count)
-    limit = max(float(covering.max()), graph.spacing)
+    limit = max(float(covering.max()), spacing)
     return _assemble(paths, positions, part, chosen, np.arange(m), positions, limit, anchors, neighbours), chosen
 
 
@@ -175,16 +176,17 @@ def _farthest_points(
     Returns:
         the vertices i64 [M], and the distance of those that are used to the nearest of them, f64 [V].
     """
+    labels = np.flatnonzero(np.bincount(part[used]))  # of components that are to have nodes
+    most = len(vertices) if max_nodes is None else max(max_nodes, len(labels))
+    if loops := _loops_for(len(vertices), len(vertices) if max_nodes is None else max_nodes):
+        links, chosen = _rows(paths), loops.outermost(np.ascontiguousarray(vertices), part.astype(np.int64), used)[labels]
+        distance = np.where(used, loops.covering(*links, chosen), 0.0)
+        return np.concatenate([chosen, loops.farthest(*links, distance, limit, most - len(chosen))]), distance
     chosen = []
-    for label in np.flatnonzero(np.bincount(part[used])):
+    for label in labels:
         members = np.flatnonzero((part == label) & used)
         centre = vertices[members].mean(0)
         chosen.append(members[surface.lengths(vertices[members] - centre).argmax()])
-    most = len(vertices) if max_nodes is None else max(max_nodes, len(chosen))
-    if loops := _loops_for(len(vertices), len(vertices) if max_nodes is None else max_nodes):
-        links = _rows(paths)
-        distance = np.where(used, loops.covering(*links, np.array(chosen)), 0.0)
-        return np.concatenate([chosen, loops.farthest(*links, distance, limit, most - len(chosen))]).astype(np.int64), distance
     distance = np.where(used, surface.covering(paths, np.array(chosen)), 0.0)
     while True:
         far = int(distance.argmax())
@@ -220,6 +222,17 @@ def _paths(vertices: np.ndarray, faces: np.ndarray, nodes: int) -> sparse.csr_ma
 
     start, links, lengths = surface_loops.distance_graph(np.ascontiguousarray(vertices), np.ascontiguousarray(faces))
     return sparse.csr_matrix((lengths, links, start), shape=(len(vertices),) * 2)
+
+
+def _linked(nodes: int, links: np.ndarray, length: np.ndarray) -> sparse.csr_matrix:
+    """Graph of links [E, 2], each given once, with their lengths."""
+    if not _loops_for(nodes, nodes):
+        upper = sparse.coo_matrix((length, (links[:, 0], links[:, 1])), shape=(nodes, nodes))
+        return (upper + upper.T).tocsr()
+    from instant_nk.geometry import surface_loops
+
+    start, other, length = surface_loops.by_rows(nodes, links[:, 0].copy(), links[:, 1].copy(), length)
+    return sparse.csr_matrix((length, other, start), shape=(nodes, nodes))
 
 
 def _rows(paths: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -281,7 +294,7 @@ def _nearest_anchors(reach: _Reach, fine: np.ndarray, positions: np.ndarray, k: 
     if len(lonely):  # given nodes may miss a component altogether: it hangs on the nearest node in space
         result[lonely, 0] = cKDTree(positions).query(fine[lonely])[1]
     near = np.where(result[:, :2] < 0, result[:, :1], result[:, :2]) if k > 1 else np.repeat(result, 2, 1)
-    rows = np.flatnonzero((result < 0).any(1))
+    rows = np.flatnonzero(result[:, -1] < 0)
     for block in np.array_split(rows, max(1, len(rows) * len(positions) // 4_000_000)):
         far = surface.lengths(fine[block, None] - positions).argmax(1)
         result[block] = np.where(result[block] < 0, far[:, None], result[block])

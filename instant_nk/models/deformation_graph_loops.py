@@ -20,25 +20,32 @@ def apart(a, b):
 
 
 @njit
-def skin_point(point, anchors, nodes, radii, weights):
-    """`deformation_graph.skinning_weights` of one point."""
-    total, least, closest = 0.0, np.inf, 0
+def share_out(relative, point, anchors, nodes, weights):
+    """`deformation_graph.skinning_weights` of one point from the distances of its anchors in units of their radii."""
+    total = 0.0
     for i in range(len(anchors)):
-        distance = apart(point, nodes[anchors[i]])
-        relative = distance / radii[anchors[i]]
-        share = max(1 - relative * relative, 0.0)
+        share = max(1 - relative[i] * relative[i], 0.0)
         weights[i] = share * share * share
         total += weights[i]
-        if distance < least:
-            least, closest = distance, i
-    for i in range(len(anchors)):
-        weights[i] = weights[i] / total if total > 1e-12 else (1.0 if i == closest else 0.0)
+    if total > 1e-12:
+        for i in range(len(anchors)):
+            weights[i] /= total
+    else:
+        closest = 0
+        for i in range(1, len(anchors)):
+            if apart(point, nodes[anchors[i]]) < apart(point, nodes[anchors[closest]]):
+                closest = i
+        weights[:] = 0.0
+        weights[closest] = 1.0
 
 
 @loop(error_model="numpy")
 def skin(points, anchors, nodes, radii, weights, first, last):
+    relative = np.empty(anchors.shape[1])
     for p in range(first, last):
-        skin_point(points[p], anchors[p], nodes, radii, weights[p])
+        for i in range(anchors.shape[1]):
+            relative[i] = apart(points[p], nodes[anchors[p, i]]) / radii[anchors[p, i]]
+        share_out(relative, points[p], anchors[p], nodes, weights[p])
 
 
 @loop()

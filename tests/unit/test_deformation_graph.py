@@ -117,7 +117,7 @@ def test_given_nodes_are_kept_in_order_and_cover_the_mesh():
 def test_a_coarser_graph_carries_every_fine_node():
     vertices, faces, _ = two_touching_tubes()
     graph = deformation_graph.build(vertices, faces, spacing=0.08)
-    coarse, chosen = deformation_graph.coarsen(graph, 40)
+    coarse, chosen = deformation_graph.coarsen(graph, 40, graph.spacing)
     assert len(chosen) == len(coarse.node_positions) == 40
     assert np.array_equal(coarse.node_positions, graph.node_positions[chosen])
     assert coarse.vertex_anchors.shape[0] == len(graph.node_positions) and np.allclose(coarse.vertex_weights.sum(1), 1, atol=1e-6)

@@ -131,14 +131,36 @@ def test_the_pattern_of_the_normal_matrix_is_that_of_the_definition():
         assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_points_take_the_anchors_of_the_definition():
-    """Distances that are equal among them, and fewer different candidates than anchors."""
+def test_points_take_the_anchors_and_weights_of_the_definition():
+    """Distances that are equal among them, fewer different candidates than anchors, and points that no candidate reaches."""
     rng = np.random.default_rng(0)
     points, nodes, radii = rng.integers(0, 4, (3000, 3)).astype(float), rng.integers(0, 4, (40, 3)).astype(float), rng.integers(1, 3, 40).astype(float)
     candidates = rng.integers(0, np.where(np.arange(3000) % 3 == 0, 4, 40)[:, None], (3000, 18))
-    found = deformation_solver._nearest_compiled(points, candidates, nodes, radii, 6)
-    wanted = deformation_solver._nearest(points, candidates, nodes, radii, 6)
-    assert np.array_equal(found[0], wanted[0]) and np.array_equal(found[1], wanted[1]) and 0 < found[1].sum() < found[1].size
+    wanted = deformation_solver._point_anchors(points, candidates, nodes, radii, 6)
+    found = np.empty((3000, 6), np.int64), np.empty((3000, 6))
+    deformation_solver.loops().point_anchors(0, 3000, points, candidates, nodes, radii, *found)
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted))
+
+
+def test_points_hang_on_the_coarse_nodes_of_the_definition():
+    """More and fewer of these than are kept, and sums that are equal among them."""
+    rng = np.random.default_rng(0)
+    for m, coarse in ((40, 20), (40, 4)):
+        anchors, weights, above = rng.integers(0, m, (500, 6)), rng.integers(0, 4, (500, 6)) / 4 + 0.25, rng.integers(0, coarse, (m, 4))
+        given = anchors, weights, above, rng.integers(1, 3, (m, 4)) / 4
+        assert all(np.array_equal(a, b) for a, b in zip(deformation_solver.loops().compose(*given, 6), deformation_solver._compose_numpy(*given, 6)))
+
+
+def test_the_pattern_by_rows_and_blocks_is_that_of_the_definition():
+    rng = np.random.default_rng(0)
+    for m, n, k in ((1, 5, 1), (12, 40, 4), (300, 500, 6)):
+        edge = rng.integers(0, m, (2 * m, 2))
+        blocks, edge_block, diagonal = deformation_solver._pattern(m, rng.integers(0, m, (n, k)), np.ones((n, k)), edge)[3:6]
+        given = m, blocks, edge, edge_block, diagonal
+        assert all(
+            a.dtype == b.dtype and np.array_equal(a, b)
+            for a, b in zip(deformation_solver.loops().gather(*given), deformation_solver._gather(*given), strict=True)
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
