@@ -17,6 +17,7 @@ from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
 from instant_nk.io.observation import Observation
 from instant_nk.io.surface_file import Surface
+from instant_nk.kernels._threads import beside
 from instant_nk.kernels.ahead import compile_side_by_side
 from instant_nk.models import deformation_graph
 
@@ -84,12 +85,12 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     scene_from_world = spaces.similarity_from_box(surface.box(source.points))
     points, goal = (spaces.transform_points(scene_from_world, x.points) for x in (source, target))
     coloured = settings.colours and source.colours is not None and target.colours is not None
+    observed = beside(_observe, target, goal, coloured, settings.max_points, seed)
     graph = _graph(source, points, settings)
     body = _body(graph, source, points, coloured, settings.max_points, device, seed)
     compile_side_by_side(rehearsals(body, settings.options), torch.device(device), ("registration", device, *_sizes(body)))
-    observed = _observe(target, goal, coloured, settings.max_points, seed)
     options = settings.options
-    prepared = Target.from_observation(observed, settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
+    prepared = Target.from_observation(observed.result(), settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
     rest = Pose.identity(body)
     if settings.align:
         fit = register_from(body, [rest], prepared, options)

@@ -468,12 +468,10 @@ def pattern(nodes, anchors, weights, edge):
 
     Entries are sorted by block in two passes of counting, which leave those of one block in order.
     """
-    n, k = anchors.shape
-    low, high, name = _entries(nodes, anchors, weights, edge)
-    start, high, name = _sorted(low, high, name, nodes)
-    pairs = len(name) - len(edge) - nodes
+    start, high, one, other = _sorted(nodes, *_entries(nodes, anchors, weights, edge))
+    pairs = len(one) - len(edge) - nodes
     left, right, target = np.empty(pairs, np.int64), np.empty(pairs, np.int64), np.empty(pairs, np.int64)
-    blocks, first = np.empty((len(name), 2), np.int64), np.empty(len(name) + 1, np.int64)
+    blocks, first = np.empty((len(one), 2), np.int64), np.empty(len(one) + 1, np.int64)
     edge_block, diagonal = np.empty(len(edge), np.int64), np.empty(nodes, np.int64)
     size, block = 0, -1
     for a in range(nodes):
@@ -481,12 +479,11 @@ def pattern(nodes, anchors, weights, edge):
             if e == start[a] or high[e] != high[e - 1]:
                 block += 1
                 blocks[block, 0], blocks[block, 1], first[block] = a, high[e], size
-            if name[e] < n * k * k:
-                point, slots = name[e] // (k * k), name[e] % (k * k)
-                left[size], right[size], target[size] = point * k + slots // k, point * k + slots % k, block
+            if one[e] >= 0:
+                left[size], right[size], target[size] = one[e], other[e], block
                 size += 1
-            elif name[e] < n * k * k + len(edge):
-                edge_block[name[e] - n * k * k] = block
+            elif other[e] >= 0:
+                edge_block[other[e]] = block
             else:
                 diagonal[a] = block
     first[block + 1] = size
@@ -495,7 +492,8 @@ def pattern(nodes, anchors, weights, edge):
 
 @njit
 def _entries(nodes, anchors, weights, edge):
-    """Lower and higher node, i32, of what adds to the normal matrix, and its name, i64: (point, slot, slot) as one number, then the edges, then the nodes."""
+    """Lower and higher node, u32, of what adds to the normal matrix, and what it is, i32: flat (point, slot) of one and the other anchor, then -1 and
+    the edge, then -1 twice for each node."""
     n, k = anchors.shape
     count = len(edge) + nodes
     for p in range(n):
@@ -503,7 +501,7 @@ def _entries(nodes, anchors, weights, edge):
         for i in range(k):
             held += weights[p, i] > 0
         count += held * held  # at most: each pair of anchors has both orders
-    low, high, name = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int64)
+    low, high, one, other = np.empty(count, np.uint32), np.empty(count, np.uint32), np.full(count, -1, np.int32), np.full(count, -1, np.int32)
     size, slots = 0, np.empty(k, np.int64)
     for p in range(n):
         held = 0
@@ -513,39 +511,39 @@ def _entries(nodes, anchors, weights, edge):
         for i in slots[:held]:
             for j in slots[:held]:
                 if anchors[p, i] <= anchors[p, j]:
-                    low[size], high[size], name[size] = anchors[p, i], anchors[p, j], (p * k + i) * k + j
+                    low[size], high[size], one[size], other[size] = anchors[p, i], anchors[p, j], p * k + i, p * k + j
                     size += 1
     for e in range(len(edge)):
-        low[size], high[size], name[size] = min(edge[e, 0], edge[e, 1]), max(edge[e, 0], edge[e, 1]), n * k * k + e
+        low[size], high[size], other[size] = min(edge[e, 0], edge[e, 1]), max(edge[e, 0], edge[e, 1]), e
         size += 1
     for v in range(nodes):
-        low[size], high[size], name[size] = v, v, n * k * k + len(edge) + v
+        low[size], high[size] = v, v
         size += 1
-    return low[:size], high[:size], name[:size]
+    return low[:size], high[:size], one[:size], other[:size]
 
 
 @njit
-def _sorted(low, high, name, nodes):
-    """Entries by their lower node, then the higher: where each lower node's begin, i64 [M + 1], their higher nodes and names."""
+def _sorted(nodes, low, high, one, other):
+    """Entries by their lower node, then the higher: where each lower node's begin, i64 [M + 1], their higher nodes and what they are."""
     start, high_start = np.zeros(nodes + 1, np.int64), np.zeros(nodes + 1, np.int64)
-    for e in range(len(name)):
+    for e in range(len(low)):
         start[low[e] + 1] += 1
         high_start[high[e] + 1] += 1
     for node in range(nodes):
         start[node + 1] += start[node]
         high_start[node + 1] += high_start[node]
-    low_then, name_then, place = np.empty_like(low), np.empty_like(name), high_start[:-1].copy()
-    for e in range(len(name)):
+    then, place = (np.empty_like(low), np.empty_like(one), np.empty_like(other)), high_start[:-1].copy()
+    for e in range(len(low)):
         at = place[high[e]]
-        place[high[e]] += 1
-        low_then[at], name_then[at] = low[e], name[e]
+        place[high[e]] = at + 1
+        then[0][at], then[1][at], then[2][at] = low[e], one[e], other[e]
     place = start[:-1].copy()
     for node in range(nodes):
         for e in range(high_start[node], high_start[node + 1]):
-            at = place[low_then[e]]
-            place[low_then[e]] += 1
-            high[at], name[at] = node, name_then[e]
-    return start, high, name
+            at = place[then[0][e]]
+            place[then[0][e]] = at + 1
+            high[at], one[at], other[at] = node, then[1][e], then[2][e]
+    return start, high, one, other
 
 
 @loop()

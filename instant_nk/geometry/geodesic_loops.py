@@ -103,15 +103,19 @@ def outermost(vertices, part, used):
     """Of the used vertices of each component the one farthest from their middle (of equals the first), i64; -1 where none is used."""
     parts = part.max() + 1
     middle, size = np.zeros((parts, 3)), np.zeros(parts)
-    for v in np.flatnonzero(used):
-        middle[part[v]] += vertices[v]
-        size[part[v]] += 1
+    for v in range(len(vertices)):
+        if used[v]:
+            for axis in range(3):
+                middle[part[v], axis] += vertices[v, axis]
+            size[part[v]] += 1
     found, largest = np.full(parts, -1), np.full(parts, -1.0)
-    for v in np.flatnonzero(used):
-        x, y, z = vertices[v] - middle[part[v]] / size[part[v]]
-        away = math.sqrt(x * x + y * y + z * z)
-        if away > largest[part[v]]:
-            found[part[v]], largest[part[v]] = v, away
+    for v in range(len(vertices)):
+        if used[v]:
+            x, y, z = middle[part[v], 0] / size[part[v]], middle[part[v], 1] / size[part[v]], middle[part[v], 2] / size[part[v]]
+            x, y, z = vertices[v, 0] - x, vertices[v, 1] - y, vertices[v, 2] - z
+            away = math.sqrt(x * x + y * y + z * z)
+            if away > largest[part[v]]:
+                found[part[v]], largest[part[v]] = v, away
     return found
 
 

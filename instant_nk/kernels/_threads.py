@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
+from typing import Any
 
 LEAST = 1024  # rows worth a thread of their own
 _allowed = 1
@@ -28,6 +29,27 @@ def allow(threads: int) -> None:
 def count() -> int:
     """Threads that a job may use: as many as torch may where it is loaded, else those allowed."""
     return getattr(sys.modules.get("torch"), "get_num_threads", lambda: _allowed)()
+
+
+@cache
+def _companion() -> ThreadPoolExecutor:
+    """A thread outside the pool, which tasks that run in it may use: one that waited for a place in it would wait for itself."""
+    return ThreadPoolExecutor(1, thread_name_prefix="instant_nk_beside")
+
+
+def beside(task: Callable[..., Any], *given: Any) -> Future:
+    """Begin a task while this thread goes on, which asks for the `result()` later; with one thread allowed, the task is done before.
+
+    The task must not begin one itself, nor rely on what torch keeps per thread (the current device, `no_grad`).
+    """
+    if count() > 1:
+        return _companion().submit(task, *given)
+    done = Future()
+    try:
+        done.set_result(task(*given))
+    except Exception as error:  # belongs to whoever asks for the result
+        done.set_exception(error)
+    return done
 
 
 def each(tasks: Sequence[Callable[[], None]]) -> None:
