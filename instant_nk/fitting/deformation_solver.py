@@ -25,7 +25,7 @@ from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp, turn
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
 from instant_nk.kernels import _backend
-from instant_nk.kernels._threads import each, over_rows
+from instant_nk.kernels._threads import beside, each, over_rows
 from instant_nk.models.deformation_graph import coarsen, skinning_weights
 
 COARSE_NODES = 80  # nodes of the coarse level: limbs and their joints, whatever the resolution of the graph
@@ -111,6 +111,11 @@ class Body:
         if len(stiffness):
             stiffness = stiffness * (m / (2 * stiffness.sum()))
         edge, spacing = graph.edges.astype(np.int64), graph.spacing
+        if levels > 1 and m > 2 * COARSE_NODES:
+            found = beside(_pattern, m, anchors, weights, edge)  # nothing on the coarse level waits for it
+            coarse, found = Coarse.build(graph, spacing, points, normals, colours, anchors, weights, device), found.result()
+        else:
+            coarse, found = None, _pattern(m, anchors, weights, edge)
 
         def real(x: np.ndarray) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(x, np.float64), device=device)
@@ -118,9 +123,8 @@ class Body:
         return Body(
             nodes=real(graph.node_positions), points=real(points), normals=real(normals), colours=real(colours),
             anchors=torch.as_tensor(np.ascontiguousarray(anchors), device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
-            spacing=spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, anchors, weights, edge, device),
-            probes=Probes.build(real(points), spacing),
-            coarse=Coarse.build(graph, spacing, points, normals, colours, anchors, weights, device) if levels > 1 and m > 2 * COARSE_NODES else None,
+            spacing=spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, edge, found, device),
+            probes=Probes.build(real(points), spacing), coarse=coarse,
         )  # fmt: skip
 
     def warp(self, pose: Pose) -> Tensor:
@@ -343,9 +347,9 @@ class Pattern:
     gather: Gather | None
 
     @staticmethod
-    def build(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray, device: str) -> Pattern:
+    def build(m: int, edge: np.ndarray, found: tuple[np.ndarray, ...], device: str) -> Pattern:
+        """From what `_pattern` found for `m` nodes and these edges."""
         on_cpu = torch.device(device).type == "cpu"
-        found = loops().pattern(m, anchors, weights, edge) if _has_numba() else _pattern(m, anchors, weights, edge)
         blocks, edge_block, diagonal = found[3:6]
         plan = BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if on_cpu and _has_numba() else None
         gather = None if on_cpu else Gather.build(m, blocks, edge, edge_block, diagonal, device)
@@ -354,6 +358,10 @@ class Pattern:
 
 def _pattern(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, ...]:
     """All arrays of a `Pattern`, in order."""
+    return (loops().pattern if _has_numba() else _sorted_pattern)(m, anchors, weights, edge)
+
+
+def _sorted_pattern(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, ...]:
     k = anchors.shape[1]
     i, j = (x.ravel() for x in np.meshgrid(np.arange(k), np.arange(k), indexing="ij"))
     a, b = anchors[:, i], anchors[:, j]
