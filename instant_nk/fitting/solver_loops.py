@@ -597,7 +597,7 @@ def point_anchors(start, stop, points, candidates, nodes, radii, anchors, weight
             relative[slot], anchors[p, slot] = distance, name
             found = min(found + 1, k)
         if found < k:
-            _repeat(np.sort(candidates[p]), found, anchors[p])
+            _repeat(candidates[p].copy(), found, anchors[p])
             for slot in range(found, k):
                 relative[slot] = apart(points[p], nodes[anchors[p, slot]]) / radii[anchors[p, slot]]
         share_out(relative, points[p], anchors[p], nodes, weights[p])
@@ -611,7 +611,11 @@ def point_anchors(start, stop, points, candidates, nodes, radii, anchors, weight
 
 @njit
 def _repeat(names, found, anchors):
-    """Fill up anchors with those of the sorted names that stand there more than once."""
+    """Fill up anchors with those of the names that stand there more than once, in ascending order."""
+    for c in range(1, len(names)):
+        while c > 0 and names[c - 1] > names[c]:
+            names[c - 1], names[c] = names[c], names[c - 1]
+            c -= 1
     for c in range(1, len(names)):
         if found < len(anchors) and names[c] == names[c - 1]:
             anchors[found] = names[c]

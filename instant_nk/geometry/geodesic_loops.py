@@ -88,20 +88,8 @@ def _spread(source, start, links, lengths, distance, queue, touched):
 
 
 @loop()
-def covering(start, links, lengths, sources):
-    """`surface.covering`: distance of every vertex to the nearest of the sources, f64 [V]; infinite where there is no way."""
-    vertices = len(start) - 1
-    distance, touched = np.full(vertices, np.inf), np.empty(vertices, np.uint32)
-    queue = _queue(vertices, lengths, np.inf)
-    for source in sources:
-        _spread(uint32(source), start, links, lengths, distance, queue, touched)
-    return distance
-
-
-@loop()
-def outermost(vertices, part, used):
-    """Of the used vertices of each component the one farthest from their middle (of equals the first), i64; -1 where none is used."""
-    parts = part.max() + 1
+def outermost(vertices, part, used, parts):
+    """Of the used vertices of each of so many parts the one farthest from their middle (of equals the first), i64; -1 where none is used."""
     middle, size = np.zeros((parts, 3)), np.zeros(parts)
     for v in range(len(vertices)):
         if used[v]:
@@ -120,19 +108,30 @@ def outermost(vertices, part, used):
 
 
 @loop()
-def farthest(start, links, lengths, distance, limit, most):
-    """Vertices chosen one by one, each farthest from those before it (of equals the first), until all lie within `limit` or there are `most`.
+def farthest(start, links, lengths, first, used, limit, most):
+    """Vertices chosen one by one, each farthest from those before it (of equals the first), until all used ones lie within `limit` or there are `most`.
 
     Args:
         start, links, lengths: the graph by rows (CSR), symmetric.
-        distance: f64 [V], from those that are chosen already, finite; in the end, from all that are.
+        first: those that are chosen already, i64; used: bool [V], of which each can be reached from them.
+
+    Returns:
+        all that are chosen, i64, and the distance of each used vertex to the nearest of them, f64 [V], of others 0.
     """
-    vertices = len(distance)
-    chosen, touched = np.empty(most, np.int64), np.empty(vertices, np.uint32)
-    queue = _queue(vertices, lengths, distance.max())
+    vertices = len(used)
+    distance, touched = np.full(vertices, np.inf), np.empty(vertices, np.uint32)
+    chosen, queue = np.empty(most, np.int64), _queue(vertices, lengths, np.inf)
+    for count in range(len(first)):
+        chosen[count] = first[count]
+        _spread(uint32(first[count]), start, links, lengths, distance, queue, touched)
+    widest = 0.0
+    for v in range(vertices):
+        distance[v] = distance[v] if used[v] else 0.0
+        widest = max(widest, distance[v])
+    queue = _queue(vertices, lengths, widest)
     block = 1 + int(math.sqrt(vertices))
     most_in = np.full(1 + (vertices - 1) // block, np.inf)  # distances only shrink, so one of a block that is out of date is too large
-    for count in range(most):
+    for count in range(len(first), most):
         while True:
             at = most_in.argmax()
             far = at * block + distance[at * block : (at + 1) * block].argmax()
@@ -140,10 +139,10 @@ def farthest(start, links, lengths, distance, limit, most):
                 break
             most_in[at] = distance[far]
         if distance[far] <= limit:
-            return chosen[:count]
+            return chosen[:count], distance
         chosen[count] = far
         _spread(uint32(far), start, links, lengths, distance, queue, touched)
-    return chosen
+    return chosen, distance
 
 
 def nearest(start, links, lengths, nodes: np.ndarray, places: np.ndarray, limit: float, count: int, prefixes: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:

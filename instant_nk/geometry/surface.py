@@ -117,7 +117,8 @@ def weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarra
     diagonal = np.linalg.norm(high - low)
     cell = max(float(diagonal), 1e-30) * 1e-7
     if (loops := _loops(vertices)) and np.isfinite(diagonal):
-        return loops.weld(np.ascontiguousarray(vertices), _checked(len(vertices), faces), cell)
+        first, joined, of = loops.weld(np.ascontiguousarray(vertices), _checked(len(vertices), faces), cell)
+        return vertices[first], joined, of
     place = np.round(vertices / cell).astype(np.int64)
     order = np.lexsort(place.T[::-1])
     new, place = np.ones(len(vertices), bool), place.take(order, 0)

@@ -19,7 +19,7 @@ DIGIT = 12  # bits by which places are sorted at a time: a surface is ten millio
 
 @loop(error_model="numpy")
 def weld(vertices, faces, cell):
-    """`surface.weld` of f64 vertices whose places are rounded to `cell`."""
+    """What `surface.weld` does with f64 vertices whose places are rounded to `cell`; instead of those that are kept, which they are."""
     place = np.empty((3, len(vertices)), np.int64)
     for v in range(len(vertices)):
         for axis in range(3):
@@ -38,7 +38,7 @@ def weld(vertices, faces, cell):
         if a != b and b != c and c != a:
             joined[kept, 0], joined[kept, 1], joined[kept, 2] = a, b, c
             kept += 1
-    return vertices[first[:size]], joined[:kept], of
+    return first[:size], joined[:kept], of
 
 
 @njit
@@ -47,8 +47,10 @@ def _by_place(place):
     order, other = np.arange(place.shape[1]), np.empty(place.shape[1], np.int64)
     for axis in range(2, -1, -1):
         row, shift = place[axis], 0
-        low, widest = row.min(), row.max() - row.min()
-        while widest >> shift:
+        low = high = row[0]
+        for value in row:
+            low, high = min(low, value), max(high, value)
+        while (high - low) >> shift:
             start = np.zeros((1 << DIGIT) + 1, np.int64)
             for v in order:
                 start[((row[v] - low) >> shift & ((1 << DIGIT) - 1)) + 1] += 1

@@ -176,12 +176,12 @@ def _farthest_points(
     Returns:
         the vertices i64 [M], and the distance of those that are used to the nearest of them, f64 [V].
     """
-    labels = np.flatnonzero(np.bincount(part[used]))  # of components that are to have nodes
+    size = np.bincount(part[used])  # of each component, whose vertices need not all be used
+    labels = np.flatnonzero(size)
     most = len(vertices) if max_nodes is None else max(max_nodes, len(labels))
     if loops := _loops_for(len(vertices), len(vertices) if max_nodes is None else max_nodes):
-        links, chosen = _rows(paths), loops.outermost(np.ascontiguousarray(vertices), part.astype(np.int64), used)[labels]
-        distance = np.where(used, loops.covering(*links, chosen), 0.0)
-        return np.concatenate([chosen, loops.farthest(*links, distance, limit, most - len(chosen))]), distance
+        chosen = loops.outermost(np.ascontiguousarray(vertices), part.astype(np.int64), used, len(size))[labels]
+        return loops.farthest(*_rows(paths), chosen, used, limit, most)
     chosen = []
     for label in labels:
         members = np.flatnonzero((part == label) & used)

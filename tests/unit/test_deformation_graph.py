@@ -222,10 +222,12 @@ def test_the_farthest_vertex_is_found_on_links_of_very_unequal_length():
     vertices = vertices * np.where(vertices[:, :1] > 0, 1.0, 1e-4)  # half of it hardly wider than a point
     paths = surface.distance_graph(vertices, faces)
     distance = surface.geodesic(paths, np.array([0]))[0]
-    found = geodesic_loops.farthest(*deformation_graph._rows(paths), distance.copy(), 0.0, 60)
-    for vertex in found:
+    found, left = geodesic_loops.farthest(*deformation_graph._rows(paths), np.array([0]), np.ones(len(vertices), bool), 0.0, 60)
+    assert found[0] == 0 and len(found) == 60
+    for vertex in found[1:]:
         assert vertex == distance.argmax()
         distance = np.minimum(distance, surface.geodesic(paths, np.array([vertex]))[0])
+    assert np.array_equal(left, distance)
 
 
 def test_a_graph_built_by_compiled_loops_loads_no_torch():
