@@ -18,7 +18,7 @@ def lengths(vectors: np.ndarray) -> np.ndarray:
 
 def box(points: np.ndarray) -> np.ndarray:
     """Lowest and highest corner of the box around points [N, 3], [2, 3]."""
-    columns = np.ascontiguousarray(points.T)  # numpy goes along rows of three a hundred times as slowly
+    columns = np.ascontiguousarray(points.T)  # down columns of three numpy is many times slower
     return np.stack([columns.min(1), columns.max(1)])
 
 
@@ -32,7 +32,11 @@ def _loops(*values: np.ndarray) -> ModuleType | None:
 
 
 def _checked(count: int, faces: np.ndarray) -> np.ndarray:
-    """Faces of so many vertices as compiled loops take them, which look nothing up twice."""
+    """Faces of so many vertices for compiled loops, which read whatever lies where a wrong number points.
+
+    Raises:
+        IndexError: a face names a vertex that is not there.
+    """
     if len(faces) and (faces.min() < 0 or faces.max() >= count):
         raise IndexError(f"faces index vertices {faces.min()}..{faces.max()}, there are {count}")
     return np.ascontiguousarray(faces, np.int64)
