@@ -13,6 +13,7 @@ from instant_nk.fitting import (
     correspondences,
     deformation_solver,
     evidence_triton,
+    nearest_rotation_triton,
     registration,
     rivals,
     solver_triton,
@@ -21,7 +22,7 @@ from instant_nk.fitting import (
 from instant_nk.fitting.correspondences import Cloud, Target
 from instant_nk.fitting.deformation_solver import Body, Evidence, Gather, Pose
 from instant_nk.fitting.registration import Options
-from instant_nk.geometry.rotations import so3_exp
+from instant_nk.geometry.rotations import project_to_so3, so3_exp
 from instant_nk.io.graph import Graph
 from instant_nk.models import deformation_graph
 from tests.unit.shapes import bent, mesh_of, observed, tube
@@ -38,28 +39,29 @@ def agree(found: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert torch.isfinite(found).all() and float(error) <= tolerance, float(error)
 
 
+def hung_twice(body: Body, graph: Graph, device: str) -> Body:
+    """The body whose points name their first anchor twice, as anchors of small components are filled up."""
+    anchors, weights, *surface = (x.cpu().numpy().copy() for x in (body.anchors, body.weights, body.points, body.normals, body.colours))
+    anchors[:, -1], weights[:, -1] = anchors[:, 0], 0.3
+    return Body.from_points(graph, *surface, anchors, weights, device)
+
+
 class Case:
     """A tube that has been moved somehow, on the CPU and as the kernels want it on a device."""
 
     def __init__(self, device: str, nodes: int, points: int, twice: bool = False):
         self.vertices, self.faces = tube(along=12, around=8)
         graph = deformation_graph.build(self.vertices, self.faces, max_nodes=nodes)
-        mesh = mesh_of(self.vertices, self.faces)
-        self.device, self.body = device, Body.from_mesh(graph, mesh, points)
-        if twice:  # as anchors of small components are filled up
-            self.body = self._hung_twice(graph, "cpu")
-        elsewhere = self._hung_twice if twice else lambda graph, device: Body.from_mesh(graph, mesh, points, device)
-        self.there = elsewhere(graph, device) if device == "cuda" else self._with_gather()
+
+        def hung(device: str) -> Body:
+            body = Body.from_mesh(graph, mesh_of(self.vertices, self.faces), points, device)
+            return hung_twice(body, graph, device) if twice else body
+
+        self.device, self.body = device, hung("cpu")
+        self.there = hung(device) if device == "cuda" else self._with_gather()
         self.random = torch.Generator().manual_seed(nodes)
         m = len(self.body.nodes)
         self.pose = Pose(so3_exp(0.3 * self.normal(m, 3)), 0.05 * self.normal(m, 3))
-
-    def _hung_twice(self, graph: Graph, device: str) -> Body:
-        """The body whose points name their first anchor twice."""
-        anchors, weights = (x.numpy().copy() for x in (self.body.anchors, self.body.weights))
-        anchors[:, -1], weights[:, -1] = anchors[:, 0], 0.3
-        surface = (x.numpy() for x in (self.body.points, self.body.normals, self.body.colours))
-        return Body.from_points(graph, *surface, anchors, weights, device)
 
     def _with_gather(self) -> Body:
         p = self.body.pattern
@@ -171,3 +173,18 @@ def check_transport(device: str, rows: int, columns: int) -> None:
         shift, matched = transport_triton.displacement(at, to, torch.tensor(sigma, dtype=torch.float64, device=device), *constants)
         agree(matched, share, 1e-5)
         agree(matched[:, None] * shift, share[:, None] * wanted, 1e-5)
+
+
+def check_rotations(device: str) -> None:
+    """The rotation nearest to a matrix: to any, to one that is nearly a rotation, to reflections, flat ones and tiny ones; of nothing it is none at all."""
+    random = torch.Generator().manual_seed(0)
+    any_, axes = torch.randn(70, 3, 3, generator=random, dtype=torch.float64), 2 * torch.randn(70, 3, generator=random, dtype=torch.float64)
+    rotations = so3_exp(axes)
+    flat = any_ * torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    for matrix in (any_, -any_, 1e-9 * any_, flat, rotations, rotations + 1e-8 * any_):
+        found = nearest_rotation_triton.project_to_so3(matrix.to(device)).cpu()
+        agree(found, project_to_so3(matrix), 1e-11)
+        agree(found @ found.mT, torch.eye(3).double().expand_as(found), 1e-14)
+    agree(nearest_rotation_triton.project_to_so3(rotations[0].to(device)), rotations[0], 1e-14)
+    agree(nearest_rotation_triton.project_to_so3(0 * rotations.to(device)), torch.eye(3).double().expand_as(rotations), 1e-14)
+    assert nearest_rotation_triton.project_to_so3(torch.nan * rotations.to(device)).isnan().all()

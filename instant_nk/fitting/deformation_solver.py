@@ -183,7 +183,7 @@ class Coarse:
         """The fine pose after the coarse increment."""
         live = warp(fine.nodes + pose.translations, self.anchors, self.weights, placed.nodes, increment)
         turned = small_matmul(self.weights[:, None], increment.rotations.reshape(-1, 9)[self.anchors]).reshape(-1, 3, 3)
-        return Pose(small_matmul(project_to_so3(turned), pose.rotations), live - fine.nodes)
+        return Pose(small_matmul(nearest_rotations(turned), pose.rotations), live - fine.nodes)
 
 
 def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share: np.ndarray, keep: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -293,6 +293,15 @@ def small_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type == "cpu":
         return torch.from_numpy(a.numpy() @ b.numpy())
     return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
+
+
+def nearest_rotations(matrix: Tensor) -> Tensor:
+    """`project_to_so3` of matrices [..., 3, 3], on a GPU in one kernel."""
+    if not has_triton(matrix):
+        return project_to_so3(matrix)
+    from instant_nk.fitting import nearest_rotation_triton
+
+    return nearest_rotation_triton.project_to_so3(matrix)
 
 
 def point_anchors(graph: Graph, points: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -660,4 +669,4 @@ def orthonormal(pose: Pose) -> Pose:
             "registration: a step is not finite: the normal equations are not positive definite (raise registration.rigidity_weight), or an observation "
             "or the canonical mesh holds values that are not finite."
         )
-    return Pose(project_to_so3(pose.rotations), pose.translations)
+    return Pose(nearest_rotations(pose.rotations), pose.translations)

@@ -10,7 +10,18 @@ import torch
 from instant_nk.fitting import meshing
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, orthonormal, step, warp
-from instant_nk.fitting.registration import LOST_RIGIDITY, Fit, Options, judge, move_coarsely, register_from, register_near, rehearsals, surface_evidence
+from instant_nk.fitting.registration import (
+    LOST_RIGIDITY,
+    Fit,
+    Options,
+    judge,
+    move_coarsely,
+    placed,
+    register_from,
+    register_near,
+    rehearsals,
+    surface_evidence,
+)
 from instant_nk.geometry import spaces, surface
 from instant_nk.geometry.depth_map import SeenSpace
 from instant_nk.io.graph import Graph
@@ -226,7 +237,7 @@ def _result(source: Surface, points: np.ndarray, graph: Graph, body: Body, targe
 
 def _source_coverage(body: Body, pose: Pose, target: Target) -> float:
     """Share of the source that lies on the target, of what the target could show: points that come to rest at its open edge do not count."""
-    live, normals = body.warp(pose), body.warp_normals(pose)
+    live, normals, _ = placed(body, pose)
     there = target.nearest(target.features(live, normals, body.colours))
     shown = target.usable[there]
     near = (live - target.points[there]).norm(dim=-1) <= 0.5 * body.spacing

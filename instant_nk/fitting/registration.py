@@ -18,6 +18,7 @@ from instant_nk.fitting.deformation_solver import (
     compiled,
     edge_weights,
     has_triton,
+    nearest_rotations,
     orthonormal,
     rigidity_errors,
     small_matmul,
@@ -175,6 +176,7 @@ def rehearsals(body: Body, options: Options) -> list[Call]:
         goal = Cloud(level.points[pick], level.normals[pick], level.colours[pick], ones[pick])
         _assign_once(rest.rotations, rest.translations, level.spacing, level, pick, goal, options, level.spacing)
         _match_once(rest.rotations, rest.translations, rest.rotations, rest.translations, 1.0, options.rigidity, level, itself, options)
+        nearest_rotations(rest.rotations)
 
     return [functools.partial(once, level) for level in ([body] if body.coarse is None else [body, body.coarse.body])]
 
@@ -318,12 +320,13 @@ def best_of(body: Body, poses: list[Pose], target: Target) -> Pose:
 
 def disagreement(body: Body, pose: Pose, target: Target) -> float:
     """Misfit of a pose in [0, 1], at the scale of half a node spacing."""
-    return misfit(body.warp(pose), body.warp_normals(pose), body.colours, target, 0.5 * body.spacing)
+    live, normals, _ = placed(body, pose)
+    return misfit(live, normals, body.colours, target, 0.5 * body.spacing)
 
 
 def judge(body: Body, pose: Pose, target: Target) -> Fit:
     """How well a pose explains an observation, and whether that is good enough to go on from."""
-    live, normals = body.warp(pose), body.warp_normals(pose)
+    live, normals, _ = placed(body, pose)
     matches = closest_both_ways(live, normals, body.colours, target, 0.5 * body.spacing, 0.3)
     coverage = (len(matches.source) - matches.forward) / max(int(target.usable.sum()), 1)
     _, residual = planes(live, normals, target, matches)

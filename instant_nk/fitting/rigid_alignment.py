@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from instant_nk.fitting.correspondences import Target, closest_both_ways, planes, welsch
-from instant_nk.fitting.deformation_solver import Body, Pose
+from instant_nk.fitting.deformation_solver import Body, Pose, nearest_rotations
 from instant_nk.fitting.repeated import repeat
 from instant_nk.geometry.neighbours import NearestPoints, evenly
-from instant_nk.geometry.rotations import project_to_so3, so3_exp
+from instant_nk.geometry.rotations import so3_exp
 
 POINTS = 400  # of the surface and of the observation, enough for six unknowns
 TURNS_DEG = (60.0, 120.0, 180.0, 240.0, 300.0)  # about each principal axis
@@ -84,7 +84,7 @@ def align(body: Body, pose: Pose, target: Target, iterations: int = 8) -> Pose:
             score, second, rest = result(surface[0] @ first.T + offset, surface[1] @ first.T)
             if score < best:
                 best, turn, shift = score, second @ first, second @ offset + rest
-    return pose.moved(project_to_so3(turn), shift, body.nodes)
+    return pose.moved(nearest_rotations(turn), shift, body.nodes)
 
 
 def _starts(points: Tensor, goal: Tensor) -> list[tuple[Tensor, Tensor]]:

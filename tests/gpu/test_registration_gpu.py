@@ -62,6 +62,10 @@ def test_soft_assignment_agrees_with_the_cpu(rows, columns):
     registration_parity.check_transport("cuda", rows, columns)
 
 
+def test_nearest_rotations_agree_with_the_cpu():
+    registration_parity.check_rotations("cuda")
+
+
 def test_frames_settle_as_on_the_cpu():
     fits = []
     for device in ("cpu", "cuda"):

@@ -57,7 +57,9 @@ def test_a_gather_by_hand_assembles_for_a_gpu(tmp_path):
 
 
 REGISTRATION = """
-from instant_nk.fitting import conjugate_gradients_triton, correspondences, deformation_solver, evidence_triton, registration, solver_triton, transport_triton
+from instant_nk.fitting import (
+    conjugate_gradients_triton, correspondences, deformation_solver, evidence_triton, nearest_rotation_triton, registration, solver_triton, transport_triton,
+)
 from instant_nk.kernels import _triton_memory
 from tests.registration_parity import Case
 
@@ -70,7 +72,7 @@ def compile_only(kernel, grid):
     return compiled
 
 
-names, modules = set(), (conjugate_gradients_triton, solver_triton, evidence_triton, transport_triton)
+names, modules = set(), (conjugate_gradients_triton, solver_triton, evidence_triton, transport_triton, nearest_rotation_triton)
 for module in (correspondences, deformation_solver, registration):
     module.has_triton = lambda tensor: True
     module.compiled = lambda tensor: False

@@ -134,10 +134,15 @@ registration_parity.check_transport("cpu", 90, 70)
 registration_parity.check_transport("cpu", 5, 40)
 """
 
+ROTATIONS = """
+from tests import registration_parity
+registration_parity.check_rotations("cpu")
+"""
+
 PROGRAMS = {
     "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK,
     "deep_network": DEEP, "live_gradient": CARRYING, "visible": SEEING, "padded": PADDED, "neus_opacity and ray_loss": LEARNING, "rehearsals": REHEARSALS,
-    "a registration step": STEP, "evidence of a surface": EVIDENCE, "soft assignment": TRANSPORT,
+    "a registration step": STEP, "evidence of a surface": EVIDENCE, "soft assignment": TRANSPORT, "nearest rotations": ROTATIONS,
 }  # fmt: skip
 
 
