@@ -17,7 +17,7 @@ STAGE_VERSION = {
     "canonical": 4,
     "graph": 2,
     "observation": 6,
-    "registration": 8,
+    "registration": 9,
     "field": 5,
     "mesh": 3,
     "report": 2,

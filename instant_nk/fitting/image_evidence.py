@@ -35,6 +35,9 @@ USUAL_NOISE = 0.016  # intensity by which colours usually differ from the canoni
 TRUST = (0.25, 2.0)  # by a factor on the residual between these: what is left between colours that agree well is blur, not noise
 SHADING = 0.03  # share of a point's brightness that turning in the light may change without a gain showing it: no brightness is trusted further
 TINGE = 0.01  # the same of what makes its hue, which light changes less
+SEEN_WELL = 3  # cameras that see a point from which on what the surface says of it counts in full,
+UNSEEN = 0.02  # and how much it counts where none does: nothing was observed there, so the nearest surface is that of something else
+PLAIN = 0.1  # what colours say of a point, relative to what the surface says, at which they count as silent by half
 GAIN_RANGE = (0.6, 1.6)  # shading may change a point's brightness by no more
 
 
@@ -104,6 +107,11 @@ class Sight:
 
     pairs: Pairs
     rim: Tensor
+
+    def shown(self) -> Tensor:
+        """Weight of each point in [UNSEEN, 1], [N], by how many cameras see it."""
+        cameras = self.pairs.per_point((self.pairs.facing > 0).to(self.pairs.facing.dtype))
+        return UNSEEN + (1 - UNSEEN) * (cameras / SEEN_WELL).clamp_max(1.0)
 
 
 def look(body: Body, shell: Shell, pose: Pose, views: Views, coarse: int = 2, whole: bool | None = None) -> Sight:
@@ -199,6 +207,18 @@ def add_colours(
     rows = small_matmul(slope, views.jacobian(local[pairs.view, pairs.point], pairs.view))
     pairs.tell(evidence, rows, residual, robust)  # a row per channel
     return typical
+
+
+def plainness(body: Body, views: Views, sight: Sight, images: FrameImages, appearance: Appearance, weight: float) -> float:
+    """Share in [0, 1] of the subject where colours do not tell a point from its surroundings, measured at the canonical frame.
+
+    Args:
+        weight: as for `add_colours`, at which a point of the surface counts as one.
+    """
+    evidence = Evidence.none(body)
+    add_colours(evidence, body, Pose.identity(body), views, sight, images, appearance, 0, weight)
+    told = evidence.hessian.diagonal(dim1=1, dim2=2).sum(1)[appearance.known]
+    return float((1 / (1 + told / PLAIN)).mean()) if len(told) else 1.0
 
 
 def _trusted(residual: Tensor, slope: Tensor, reference: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:

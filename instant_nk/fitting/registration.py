@@ -37,6 +37,8 @@ from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 PLACED = 0.5  # progress from which the surface is near enough that parts which lie at each other are rivals, and not merely on their way
 LOST_COVERAGE = 0.75  # share of observed points that must be explained
 BRIDGE = 0.5 * LONG_RANGE_WEIGHT  # links weaker than this, relative to the strongest, only tie components together
+PLAIN_TANGENTIAL = 0.65  # added to `Options.tangential` where colours say nothing at all,
+PLAIN_SURFACE = 1.3  # and to `Options.surface_weight`
 LOST_RIGIDITY = 1.2  # mean edge error, in spacings, at which the surface is crumpled rather than bent
 
 
@@ -85,6 +87,19 @@ class Options:
     image_weight: float = 1.0
     intensity_length: float = 0.25
     silhouette_weight: float = 1.0
+
+    def colour_weight(self, spacing: float) -> float:
+        """Weight of a squared difference of colour against a squared length of the surface."""
+        return (self.image_weight * self.intensity_length * spacing / 0.05) ** 2
+
+    def for_plain(self, plainness: float) -> Options:
+        """These, for a subject of which colours tell that share nothing (`image_evidence.plainness`).
+
+        Where images cannot say how a surface slides, noise in them and rigidity decide; that it stays with the nearest observed point is the
+        better guess. Squared: on a subject with texture nearly everywhere images are to be believed.
+        """
+        share = plainness**2
+        return replace(self, tangential=self.tangential + PLAIN_TANGENTIAL * share, surface_weight=self.surface_weight + PLAIN_SURFACE * share)
 
 
 @dataclass(frozen=True)
@@ -243,7 +258,7 @@ def refine_with_images(body: Body, pose: Pose, target: Target, pictures: Picture
         sight = look(body, pictures.shell, pose, pictures.views) if half else None
         for level, same in itertools.groupby(half):
             at = pictures.at(level)
-            given = replace(body, coarse=None), target, at.views, sight, at.images, at.appearance, options
+            given = replace(body, coarse=None, whole=body.whole * sight.shown()), target, at.views, sight, at.images, at.appearance, options
             pose = Pose(*repeat(_refine_once, (pose.rotations, pose.translations), [()] * len(list(same)), given))
     return pose
 
@@ -254,8 +269,7 @@ def _refine_once(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pose, per_point = Pose(rotations, translations), len(body.nodes) / len(body.points)
     evidence = surface_evidence(body, pose, target, options, 1.0, options.surface_weight)
-    exchange = (options.image_weight * options.intensity_length * body.spacing / 0.05) ** 2
-    add_colours(evidence, body, pose, views, sight, images, appearance, 0, exchange * per_point)
+    add_colours(evidence, body, pose, views, sight, images, appearance, 0, options.colour_weight(body.spacing) * per_point)
     add_silhouettes(evidence, body, pose, views, sight, images, options.silhouette_weight * per_point, 0.5 * body.spacing)
     pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity, options.softening))
     return pose.rotations, pose.translations

@@ -166,7 +166,10 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
         progress.update(len(fits))
 
     with ahead.compiling(rehearsals(body, options), torch.device(device)):
-        pictures = _pictures(data, nodes, canonical, body, device) if config.image_weight > 0 else None
+        pictures = None
+        if config.image_weight > 0:
+            pictures, plainness = _pictures(data, nodes, canonical, body, options, device)
+            options = options.for_plain(plainness)
     known = _resume(job, header, body)
     if given is not None:
         return _to_motion(rig_motion.refine(body, given, data.canonical_frame, observe, options, pictures, known, done))
@@ -194,16 +197,21 @@ class Sparingly:
         self.due = end + (end - start) / SAVING
 
 
-def _pictures(data: dataset.Dataset, nodes: graph.Graph, canonical: mesh.Mesh, body: Body, device: str) -> Callable[[int], Pictures]:
-    """How to get the images of a frame, with the colours the surface had at the canonical frame."""
+def _pictures(
+    data: dataset.Dataset, nodes: graph.Graph, canonical: mesh.Mesh, body: Body, options: Options, device: str
+) -> tuple[Callable[[int], Pictures], float]:
+    """How to get the images of a frame, with the colours the surface had at the canonical frame; and the subject's plainness."""
     views = frame_images.Views.from_dataset(data, MAX_VIEWS, MAX_SIDE, device)
     shell = image_evidence.Shell.from_mesh(nodes, canonical, device)
     rest = Pose.identity(body)
     images = frame_images.load_images(data, views, data.canonical_frame, device)
-    appearance = image_evidence.remember(body, image_evidence.look(body, shell, rest, views), views, images, rest)
+    sight = image_evidence.look(body, shell, rest, views)
+    appearance = image_evidence.remember(body, sight, views, images, rest)
+    plainness = image_evidence.plainness(body, views, sight, images, appearance, options.colour_weight(body.spacing))
+    logger.info("%s", log.fields(plainness=plainness))
     order = [frame for chain in chains(list(data.frames), data.canonical_frame) for frame in chain[1:]]
     upcoming = Lookahead(lambda frame: frame_images.load_images(data, views, frame, device), order)
-    return lambda frame: Pictures(views, upcoming(frame), shell, appearance)
+    return (lambda frame: Pictures(views, upcoming(frame), shell, appearance)), plainness
 
 
 def _to_motion(fits: dict[int, Fit]) -> motion.Motion:

@@ -130,6 +130,47 @@ def test_nothing_seen_is_no_evidence(scene):
     assert typical == 0 and not evidence.hessian.any()
 
 
+def painted(scene, share):
+    """The scene with paint on that share of the ball, from one side to the other, and one colour on the rest."""
+    x = scene.mesh.vertices[:, :1]
+    colours = np.where(x < np.quantile(x, share), scene.mesh.colours, 0.6).astype(np.float32)
+    return SimpleNamespace(**{**vars(scene), "mesh": dataclasses.replace(scene.mesh, colours=colours)})
+
+
+def plainness_of(scene, whole=False):
+    body, rest, first = scene.body, Pose.identity(scene.body), images(scene, torch.eye(3, dtype=torch.float64))
+    sight = look(body, scene.shell, rest, scene.views, whole=whole)
+    appearance = remember(body, sight, scene.views, first, rest)
+    weight = registration.Options().colour_weight(body.spacing)
+    return image_evidence.plainness(body, scene.views, sight, first, appearance, weight)
+
+
+def test_a_subject_is_as_plain_as_the_share_of_it_that_has_one_colour(scene):
+    bare, half, whole = (plainness_of(painted(scene, share)) for share in (0.0, 0.5, 1.0))
+    assert bare > 0.9 and whole < 0.3 and abs(half - (bare + whole) / 2) < 0.15
+    assert plainness_of(painted(scene, 0.5), whole=True) == pytest.approx(half, abs=1e-6)
+
+
+def test_what_colours_do_not_tell_the_surface_says():
+    given = registration.Options()
+    textured, plain = given.for_plain(0.0), given.for_plain(1.0)
+    assert textured == given
+    assert plain.tangential == given.tangential + registration.PLAIN_TANGENTIAL
+    assert plain.surface_weight == given.surface_weight + registration.PLAIN_SURFACE
+    assert given.for_plain(0.3).tangential < given.tangential + 0.1 * registration.PLAIN_TANGENTIAL  # mostly textured: images are to be believed
+
+
+def test_points_that_no_camera_sees_count_little(scene):
+    two = Views([0, 1], cameras()[:2], K.expand(2, 3, 3), [(SIDE, SIDE)] * 2, [1] * 2)
+    body = scene.body
+    shown = look(body, scene.shell, Pose.identity(body), two).shown()
+    seen = look(body, scene.shell, Pose.identity(body), two, whole=True)
+    count = (seen.pairs.facing.reshape(2, -1) > 0).sum(0).double()
+    assert (count == 0).any() and (count == 1).any()
+    torch.testing.assert_close(shown, image_evidence.UNSEEN + (1 - image_evidence.UNSEEN) * count / image_evidence.SEEN_WELL)
+    torch.testing.assert_close(seen.shown(), shown)
+
+
 def silhouettes_at(scene, views, window):
     """Evidence of the silhouettes of the ball at its true pose, seen through a window (width, height) of each image's upper left."""
     body, rest = scene.body, Pose.identity(scene.body)
