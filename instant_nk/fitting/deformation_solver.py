@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,6 +94,8 @@ class Body:
     @staticmethod
     def from_mesh(graph: Graph, mesh: Mesh, max_points: int, device: str = "cpu", seed: int = 0) -> Body:
         """Spread `max_points` points over the canonical surface and hang them on the graph."""
+        if torch.device(device).type == "cpu":
+            load_loops()
         vertices, faces = mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)
         face, bary = surface.sample(vertices, faces, max_points, seed)
         corner = faces[face]
@@ -104,6 +107,8 @@ class Body:
     @staticmethod
     def from_points(graph: Graph, points, normals, colours, anchors, weights, device: str = "cpu", levels: int = 2) -> Body:
         """A body from surface points [N, 3] with their normals, colours, anchors and weights [N, K] (NumPy arrays)."""
+        if torch.device(device).type == "cpu":  # its steps are compiled loops
+            load_loops()
         weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
         weights = weights / weights.sum(1, keepdims=True)
         m = len(graph.node_positions)
@@ -188,7 +193,7 @@ class Coarse:
 
 def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share: np.ndarray, keep: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Anchors and weights of points on the coarse nodes that carry their anchors: products added up, the `keep` largest kept."""
-    if _has_numba():
+    if loops_are_loaded():
         return loops().compose(anchors, weights, above, share, keep)
     return _compose_numpy(anchors, weights, above, share, keep)
 
@@ -228,6 +233,17 @@ def compiled(tensor: Tensor) -> bool:
 def _has_numba() -> bool:
     """Asked once: a step asks dozens of times. Without numba the torch code serves the CPU too, with a dense factorisation."""
     return _backend.numba_installed()
+
+
+def load_loops() -> None:
+    """Load what compiles loops where it is installed, for work that they will be wanted for in any case; compiling takes many seconds, once on a machine."""
+    if _has_numba():
+        loops()
+
+
+def loops_are_loaded() -> bool:
+    """Whether compiled loops serve what is prepared on the host: for one body alone, on a GPU, they save less than loading them takes."""
+    return sys.modules.get("numba") is not None
 
 
 def has_triton(tensor: Tensor) -> bool:
@@ -307,7 +323,7 @@ def nearest_rotations(matrix: Tensor) -> Tensor:
 def point_anchors(graph: Graph, points: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Anchors and weights of points inside faces: the nearest K of the anchors of the face's corners [N, C], each taken once."""
     nodes, radii, k = graph.node_positions.astype(np.float64), graph.node_radii.astype(np.float64), graph.vertex_anchors.shape[1]
-    if _has_numba():
+    if loops_are_loaded():
         anchors, weights = np.empty((len(points), k), np.int64), np.empty((len(points), k))
         over_rows(len(points), lambda first, last: loops().point_anchors(first, last, points, candidates, nodes, radii, anchors, weights))
         return anchors, weights
@@ -367,7 +383,7 @@ class Pattern:
 
 def _pattern(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, ...]:
     """All arrays of a `Pattern`, in order."""
-    return (loops().pattern if _has_numba() else _sorted_pattern)(m, anchors, weights, edge)
+    return (loops().pattern if loops_are_loaded() else _sorted_pattern)(m, anchors, weights, edge)
 
 
 def _sorted_pattern(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -407,7 +423,7 @@ class Gather:
 
     @staticmethod
     def build(m: int, blocks: np.ndarray, edge: np.ndarray, edge_block: np.ndarray, diagonal: np.ndarray, device: str) -> Gather:
-        found = (loops().gather if _has_numba() else _gather)(m, blocks, edge, edge_block, diagonal)
+        found = (loops().gather if loops_are_loaded() else _gather)(m, blocks, edge, edge_block, diagonal)
         return Gather(*(torch.as_tensor(x, device=device) for x in found))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from instant_nk.fitting import meshing
 from instant_nk.fitting.correspondences import Target
-from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, orthonormal, step, warp
+from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, load_loops, orthonormal, step, warp
 from instant_nk.fitting.registration import (
     LOST_RIGIDITY,
     Fit,
@@ -93,6 +93,7 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     Both may be meshes or oriented point clouds; they must be in the same unit, the pose may differ. Neither needs to be whole, but one
     should show what the other shows.
     """
+    load_loops()  # most of a pair's time is its preparation on the host
     scene_from_world = spaces.similarity_from_box(surface.box(source.points))
     points, goal = (spaces.transform_points(scene_from_world, x.points) for x in (source, target))
     coloured = settings.colours and source.colours is not None and target.colours is not None

@@ -265,6 +265,24 @@ np.save(sys.argv[1], fit.pose.translations.numpy())
     assert np.abs(defined).max() > 0.05 and np.allclose(compiled, defined, atol=1e-5)
 
 
+def test_a_body_for_a_gpu_loads_no_compiled_loops():
+    """A machine that never compiled them would wait many seconds, to save a fraction of one."""
+    code = """
+import sys
+from instant_nk.fitting.deformation_solver import Body
+from instant_nk.models import deformation_graph
+from tests.unit.shapes import mesh_of, tube
+vertices, faces = tube()
+graph = deformation_graph.build(vertices, faces, max_nodes=240)
+body = Body.from_mesh(graph, mesh_of(vertices, faces), 400, "meta")
+assert body.pattern.gather is not None and body.coarse is not None and "numba" not in sys.modules
+Body.from_mesh(graph, mesh_of(vertices, faces), 400)
+assert "numba" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 class Questions(TorchDispatchMode):
     """Names every operation by which a host asks a device for a value: a recording may not hold one."""
 
