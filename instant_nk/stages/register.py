@@ -17,8 +17,7 @@ from instant_nk.io.surface_file import Surface
 
 logger = logging.getLogger(__name__)
 
-PAIR_ITERATIONS = 1.4  # times those of a frame in a sequence, which starts from its neighbour
-PAIR_MOMENTUM = 0.6  # a pair has farther to go; frames of a sequence are better off without (docs/decisions.md)
+PAIR_MOMENTUM = 0.75  # a pair has farther to go; frames of a sequence are better off without (docs/decisions.md)
 DEPTH_NODES = 100  # nodes for one view of a depth camera; measured: with 400 the noise makes the surface slide, and the error doubles
 NEARBY = 0.3  # without a mask, what a second depth frame shows within this share of the subject's size around it may be the subject
 
@@ -30,7 +29,7 @@ def settings_of(config: Config, colours: bool = True, depth_camera: bool = False
         depth_camera: two frames of one: already in one place, too noisy for a fine graph.
     """
     g, r = config.graph, config.registration
-    options = Options(iterations=round(PAIR_ITERATIONS * r.iterations), rigidity=Options.rigidity * r.rigidity_weight, momentum=PAIR_MOMENTUM)
+    options = Options(iterations=r.iterations, rigidity=Options.rigidity * r.rigidity_weight, momentum=PAIR_MOMENTUM)
     nodes = min(g.max_nodes, DEPTH_NODES) if depth_camera else g.max_nodes
     return PairSettings(nodes, g.node_spacing, g.anchors, g.neighbours, r.max_points, options, colours, align=not depth_camera)
 
