@@ -73,10 +73,11 @@ def align(body: Body, pose: Pose, target: Target, iterations: int = 8) -> Pose:
     """The pose moved as one rigid body onto the target; where it ends far off, other orientations and the target's centre are tried."""
     few = target.thinned(POINTS)
     surface = _surface(body, pose)
+    scale = body.spacing * max(1.0, (len(body.nodes) / POINTS) ** 0.5)  # so few points lie no closer than that even where the surfaces are one
 
     def result(points: Tensor, normals: Tensor) -> tuple[float, Tensor, Tensor]:
         turn, shift = _iterate(points, normals, surface[2], few, body.spacing, iterations)
-        return misfit(points @ turn.T + shift, normals @ turn.T, surface[2], few, body.spacing), turn, shift
+        return misfit(points @ turn.T + shift, normals @ turn.T, surface[2], few, scale), turn, shift
 
     best, turn, shift = result(surface[0], surface[1])
     if best > HOPELESS:

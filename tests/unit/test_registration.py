@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from instant_nk.errors import NumericalError
-from instant_nk.fitting import rivals
+from instant_nk.fitting import rigid_alignment, rivals
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, _normal_equations, apply_twists, edge_weights, rigidity_energy, step, warp
 from instant_nk.fitting.registration import Options, _onward, register_from
@@ -372,3 +372,14 @@ def test_keeping_what_is_done_takes_a_small_share_of_a_long_clip():
     assert len(saved) < 100 and max(b - a for a, b in zip(saved, saved[1:])) < 250
     spent = 0.01 * sum(saved)
     assert spent < 1.1 * registration_stage.SAVING * now[0]
+
+
+def test_a_fine_graph_is_aligned_without_trying_other_orientations(monkeypatch):
+    """The few points that alignment looks at lie farther apart than the nodes of a fine graph, also where both surfaces are one."""
+    vertices, faces = tube(along=120, around=48)
+    body = Body.from_mesh(deformation_graph.build(vertices, faces, max_nodes=1800), mesh_of(vertices, faces), 6000)
+    assert len(body.nodes) > 1200
+    target = Target.from_observation(observed(vertices + [0.02, 0.01, 0.0], faces, vertices, count=6000, coloured=True), 6000, body.spacing, 0.6 * body.spacing)
+    monkeypatch.setattr(rigid_alignment, "_starts", lambda *_: pytest.fail("other orientations were tried"))
+    aligned = rigid_alignment.align(body, Pose.identity(body), target)
+    assert float((body.warp(aligned) - body.points - torch.tensor([0.02, 0.01, 0.0])).norm(dim=1).mean()) < 0.01
