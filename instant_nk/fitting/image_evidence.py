@@ -35,8 +35,8 @@ USUAL_NOISE = 0.016  # intensity by which colours usually differ from the canoni
 TRUST = (0.25, 2.0)  # by a factor on the residual between these: what is left between colours that agree well is blur, not noise
 SHADING = 0.03  # share of a point's brightness that turning in the light may change without a gain showing it: no brightness is trusted further
 TINGE = 0.01  # the same of what makes its hue, which light changes less
-SEEN_WELL = 3  # cameras that see a point from which on what the surface says of it counts in full,
-UNSEEN = 0.02  # and how much it counts where none does: nothing was observed there, so the nearest surface is that of something else
+SEEN_WELL = 3  # cameras that see a point from which on what the surface says of it counts in full; where there are few, a quarter of them;
+UNSEEN = 0.02  # how much it counts where none does: nothing was observed there, so the nearest surface is that of something else
 PLAIN = 0.1  # what colours say of a point, relative to what the surface says, at which they count as silent by half
 GAIN_RANGE = (0.6, 1.6)  # shading may change a point's brightness by no more
 
@@ -111,7 +111,8 @@ class Sight:
     def shown(self) -> Tensor:
         """Weight of each point in [UNSEEN, 1], [N], by how many cameras see it."""
         cameras = self.pairs.per_point((self.pairs.facing > 0).to(self.pairs.facing.dtype))
-        return UNSEEN + (1 - UNSEEN) * (cameras / SEEN_WELL).clamp_max(1.0)
+        enough = min(SEEN_WELL, max(1.0, len(self.rim) / 4))
+        return UNSEEN + (1 - UNSEEN) * (cameras / enough).clamp_max(1.0)
 
 
 def look(body: Body, shell: Shell, pose: Pose, views: Views, coarse: int = 2, whole: bool | None = None) -> Sight:

@@ -89,8 +89,8 @@ class Options:
     silhouette_weight: float = 1.0
 
     def colour_weight(self, spacing: float) -> float:
-        """Weight of a squared difference of colour against a squared length of the surface."""
-        return (self.image_weight * self.intensity_length * spacing / 0.05) ** 2
+        """Weight of a squared difference of colour against a squared length of the surface, at an `image_weight` of one."""
+        return (self.intensity_length * spacing / 0.05) ** 2
 
     def for_plain(self, plainness: float) -> Options:
         """These, for a subject of which colours tell that share nothing (`image_evidence.plainness`).
@@ -255,10 +255,13 @@ def refine_with_images(body: Body, pose: Pose, target: Target, pictures: Picture
     count = options.image_iterations
     levels = [max(0, options.image_level - i * (options.image_level + 1) // count) for i in range(count)]
     for half in (levels[: count // 2], levels[count // 2 :]):
-        sight = look(body, pictures.shell, pose, pictures.views) if half else None
+        if not half:
+            continue
+        sight = look(body, pictures.shell, pose, pictures.views)
+        shown = replace(body, coarse=None, whole=body.whole * sight.shown())
         for level, same in itertools.groupby(half):
             at = pictures.at(level)
-            given = replace(body, coarse=None, whole=body.whole * sight.shown()), target, at.views, sight, at.images, at.appearance, options
+            given = shown, target, at.views, sight, at.images, at.appearance, options
             pose = Pose(*repeat(_refine_once, (pose.rotations, pose.translations), [()] * len(list(same)), given))
     return pose
 
@@ -269,7 +272,7 @@ def _refine_once(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     pose, per_point = Pose(rotations, translations), len(body.nodes) / len(body.points)
     evidence = surface_evidence(body, pose, target, options, 1.0, options.surface_weight)
-    add_colours(evidence, body, pose, views, sight, images, appearance, 0, options.colour_weight(body.spacing) * per_point)
+    add_colours(evidence, body, pose, views, sight, images, appearance, 0, options.image_weight**2 * options.colour_weight(body.spacing) * per_point)
     add_silhouettes(evidence, body, pose, views, sight, images, options.silhouette_weight * per_point, 0.5 * body.spacing)
     pose, _ = step(body, pose, evidence, edge_weights(body, pose, options.rigidity, options.softening))
     return pose.rotations, pose.translations

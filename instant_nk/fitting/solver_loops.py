@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from instant_nk.kernels._loop import loop
-from instant_nk.models.deformation_graph_loops import apart, share_out
+from instant_nk.models.deformation_graph_loops import apart, share_out  # numba looks at this file's date only: changed there, touch this one
 
 CONTRACT = {"contract"}  # products and sums may be fused; nothing else is reordered
 
@@ -626,6 +626,7 @@ def _repeat(names, found, anchors):
 def compose(anchors, weights, above, share, keep):
     """`deformation_solver._compose`: names i64 [N, keep] and values [N, keep], the largest first, of equals the one with the higher name."""
     n, room = len(anchors), anchors.shape[1] * above.shape[1]
+    keep = min(keep, room)
     names, values = np.empty((n, keep), np.int64), np.zeros((n, keep))
     found, total = np.empty(room, np.int64), np.empty(room)
     for p in range(n):

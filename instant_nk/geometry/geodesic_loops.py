@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numba import njit, uint32
 
-from instant_nk.geometry.search_tree import keep
+from instant_nk.geometry.search_tree import keep  # numba looks at this file's date only: changed there, touch this one
 from instant_nk.kernels._loop import loop
 from instant_nk.kernels._threads import LEAST, each, over_rows
 from instant_nk.kernels._threads import count as threads

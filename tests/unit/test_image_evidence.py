@@ -160,15 +160,16 @@ def test_what_colours_do_not_tell_the_surface_says():
     assert given.for_plain(0.3).tangential < given.tangential + 0.1 * registration.PLAIN_TANGENTIAL  # mostly textured: images are to be believed
 
 
-def test_points_that_no_camera_sees_count_little(scene):
-    two = Views([0, 1], cameras()[:2], K.expand(2, 3, 3), [(SIDE, SIDE)] * 2, [1] * 2)
+@pytest.mark.parametrize("count, enough", ((2, 1), (10, 2.5), (16, 3)))
+def test_points_that_no_camera_sees_count_little_and_those_that_few_do_less(scene, count, enough):
+    views = Views(list(range(count)), cameras(count), K.expand(count, 3, 3), [(SIDE, SIDE)] * count, [1] * count)
     body = scene.body
-    shown = look(body, scene.shell, Pose.identity(body), two).shown()
-    seen = look(body, scene.shell, Pose.identity(body), two, whole=True)
-    count = (seen.pairs.facing.reshape(2, -1) > 0).sum(0).double()
-    assert (count == 0).any() and (count == 1).any()
-    torch.testing.assert_close(shown, image_evidence.UNSEEN + (1 - image_evidence.UNSEEN) * count / image_evidence.SEEN_WELL)
-    torch.testing.assert_close(seen.shown(), shown)
+    seen = look(body, scene.shell, Pose.identity(body), views, whole=True)
+    cameras_of = (seen.pairs.facing.reshape(count, -1) > 0).sum(0).double()
+    assert (cameras_of == 0).any() and (cameras_of >= enough).any()
+    wanted = image_evidence.UNSEEN + (1 - image_evidence.UNSEEN) * (cameras_of / enough).clamp_max(1)
+    torch.testing.assert_close(seen.shown(), wanted)
+    torch.testing.assert_close(look(body, scene.shell, Pose.identity(body), views).shown(), wanted)
 
 
 def silhouettes_at(scene, views, window):

@@ -143,10 +143,10 @@ def test_points_take_the_anchors_and_weights_of_the_definition():
 
 
 def test_points_hang_on_the_coarse_nodes_of_the_definition():
-    """More and fewer of these than are kept, and sums that are equal among them."""
+    """More and fewer of these than are kept, and sums that are equal among them; fewer places than are kept."""
     rng = np.random.default_rng(0)
-    for m, coarse in ((40, 20), (40, 4)):
-        anchors, weights, above = rng.integers(0, m, (500, 6)), rng.integers(0, 4, (500, 6)) / 4 + 0.25, rng.integers(0, coarse, (m, 4))
+    for m, coarse, k in ((40, 20, 6), (40, 4, 6), (40, 20, 1)):
+        anchors, weights, above = rng.integers(0, m, (500, k)), rng.integers(0, 4, (500, k)) / 4 + 0.25, rng.integers(0, coarse, (m, 4))
         given = anchors, weights, above, rng.integers(1, 3, (m, 4)) / 4
         assert all(np.array_equal(a, b) for a, b in zip(deformation_solver.loops().compose(*given, 6), deformation_solver._compose_numpy(*given, 6)))
 
