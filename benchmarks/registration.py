@@ -26,10 +26,10 @@ from benchmarks.kernels import RESULTS, Table
 from instant_nk import config as schema
 from instant_nk.fitting import pair_registration as pairs
 from instant_nk.fitting.correspondences import Target
-from instant_nk.fitting.deformation_solver import DAMPING, Pose, _normal_equations, _solve, edge_weights, has_triton, kernels, orthonormal, step
+from instant_nk.fitting.deformation_solver import DAMPING, Body, Pose, _normal_equations, _solve, edge_weights, has_triton, kernels, orthonormal, step
 from instant_nk.fitting.pair_registration import PairFit, PairSettings
 from instant_nk.fitting.registration import judge, match_closely, move_coarsely, register_from, surface_evidence
-from instant_nk.fitting.rigid_alignment import align
+from instant_nk.fitting.rigid_alignment import aligned
 from instant_nk.geometry import spaces
 from instant_nk.io import synthetic
 from instant_nk.io.surface_file import Surface
@@ -91,16 +91,16 @@ def parts(pair: Pair, device: str, repeats: int) -> list[tuple[str, int, list[fl
         scene = spaces.similarity_from_box(np.stack([source.points.min(0), source.points.max(0)]))
         points, goal = (spaces.transform_points(scene, x.points) for x in (source, pair.target))
         graph = measure("graph", lambda: pairs._graph(source, points, settings))
-        body = measure("points hung on the graph", lambda: pairs._body(graph, source, points, True, settings.max_points, device, 0))
+        body = measure("points hung on the graph", lambda: Body.from_samples(graph, pairs._samples(source, points, True, settings.max_points, 0), device))
 
         def observe() -> Target:
-            observed = pairs._observe(pair.target, goal, True, settings.max_points, 0)
+            observed = pairs._observe(pair.target, goal, pairs._samples(pair.target, goal, True, settings.max_points, 0))
             return Target.from_observation(observed, settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device)
 
         target, rest = measure("target prepared", observe), Pose.identity(body)
         measure("solver", lambda: register_from(body, [rest], target, options))
-        aligned = measure("rigid alignment", lambda: align(body, rest, target))
-        moved = measure("coarse motion", lambda: move_coarsely(body, aligned, target, options))
+        placed = measure("rigid alignment", lambda: aligned(body, rest, target))
+        moved = measure("coarse motion", lambda: move_coarsely(body, placed, target, options))
         close = options.iterations, options.rigidity_start, options.rigidity
         pose = measure("closest points", lambda: match_closely(body, moved, target, options, *close))
         fit = measure("judgement", lambda: judge(body, orthonormal(pose), target))

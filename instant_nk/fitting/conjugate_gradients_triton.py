@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TILE = 4  # nodes whose rows of the matrix are multiplied side by side,
 ENTRIES = 32  # and blocks of each
-TOLERANCE = 1e-6  # of the residual, in the preconditioner's norm, at which a system counts as solved
+TOLERANCE = 1e-3  # of the residual, in the preconditioner's norm, at which a step is near enough: registrations end no better with 1e-6
 ROUNDS = 1000  # products at most; what is found by then still lowers the energy
 
 
@@ -200,13 +200,14 @@ def _power_below(count: int) -> int:
     return 1 << (count.bit_length() - 1)
 
 
-def solve(body: Body, blocks: Tensor, rhs: Tensor, damping: float, programs: int | None = None) -> Tensor:
+def solve(body: Body, blocks: Tensor, rhs: Tensor, damping: float, programs: int | None = None, tolerance: float | None = None) -> Tensor:
     """Twists [M, 6] that solve the block system with its diagonal raised by `damping` as in `deformation_solver.step`.
 
     Not a number where a direction is met along which the matrix is not positive definite.
 
     Args:
         programs: that share the nodes and wait for each other; None: as many as the device runs side by side for certain.
+        tolerance: of the residual; None: TOLERANCE.
     """
     gather, m = body.pattern.gather, len(body.nodes)
     programs = programs or min(triton.next_power_of_2(triton.cdiv(m, TILE)), _power_below(multiprocessors(rhs.device)))
@@ -218,6 +219,6 @@ def solve(body: Body, blocks: Tensor, rhs: Tensor, damping: float, programs: int
     with _backend.on(rhs):
         _conjugate_gradients[(programs,)](
             blocks, rhs, body.pattern.diagonal, gather.row_start, gather.entry, gather.column, x, r, z, q, p, inverse, partial, counter,
-            m, damping, TOLERANCE, ROUNDS, PROGRAMS=programs, ROOM=room, TILE=TILE, ENTRIES=ENTRIES, **together,
+            m, damping, TOLERANCE if tolerance is None else tolerance, ROUNDS, PROGRAMS=programs, ROOM=room, TILE=TILE, ENTRIES=ENTRIES, **together,
         )  # fmt: skip
     return x

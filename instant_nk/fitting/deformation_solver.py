@@ -94,15 +94,16 @@ class Body:
     @staticmethod
     def from_mesh(graph: Graph, mesh: Mesh, max_points: int, device: str = "cpu", seed: int = 0) -> Body:
         """Spread `max_points` points over the canonical surface and hang them on the graph."""
+        given = surface.Samples.of_mesh(mesh.vertices, mesh.normals, mesh.colours, mesh.faces.astype(np.int64), max_points, seed)
+        return Body.from_samples(graph, given, device)
+
+    @staticmethod
+    def from_samples(graph: Graph, given: surface.Samples, device: str = "cpu") -> Body:
+        """A body from points of the surface that the graph was built on."""
         if torch.device(device).type == "cpu":
             load_loops()
-        vertices, faces = mesh.vertices.astype(np.float64), mesh.faces.astype(np.int64)
-        face, bary = surface.sample(vertices, faces, max_points, seed)
-        corner = faces[face]
-        points, normals, colours = (surface.blend(x.astype(np.float64), corner, bary) for x in (vertices, mesh.normals, mesh.colours))
-        normals /= np.maximum(surface.lengths(normals)[:, None], 1e-12)
-        anchors, weights = point_anchors(graph, points, graph.vertex_anchors.take(corner, 0).reshape(len(points), -1).astype(np.int64))
-        return Body.from_points(graph, points, normals, colours, anchors, weights, device)
+        candidates = graph.vertex_anchors.take(given.corner, 0).reshape(len(given.points), -1).astype(np.int64)
+        return Body.from_points(graph, given.points, given.normals, given.colours, *point_anchors(graph, given.points, candidates), device)
 
     @staticmethod
     def from_points(graph: Graph, points, normals, colours, anchors, weights, device: str = "cpu", levels: int = 2) -> Body:

@@ -17,15 +17,16 @@ from instant_nk.fitting.registration import (
     judge,
     move_coarsely,
     placed,
-    register_from,
     register_near,
     rehearsals,
     surface_evidence,
 )
+from instant_nk.fitting.rigid_alignment import POINTS, align
 from instant_nk.geometry import spaces, surface
 from instant_nk.geometry.depth_map import SeenSpace
+from instant_nk.geometry.neighbours import evenly
+from instant_nk.geometry.surface import Samples
 from instant_nk.io.graph import Graph
-from instant_nk.io.mesh import Mesh
 from instant_nk.io.observation import Observation
 from instant_nk.io.surface_file import Surface
 from instant_nk.kernels._threads import beside
@@ -97,22 +98,35 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     scene_from_world = spaces.similarity_from_box(surface.box(source.points))
     points, goal = (spaces.transform_points(scene_from_world, x.points) for x in (source, target))
     coloured = settings.colours and source.colours is not None and target.colours is not None
-    observed = beside(_observe, target, goal, coloured, settings.max_points, seed)
-    graph = _graph(source, points, settings)
-    body = _body(graph, source, points, coloured, settings.max_points, device, seed)
-    compile_side_by_side(rehearsals(body, settings.options), torch.device(device), ("registration", device, *_sizes(body)))
     options = settings.options
-    prepared = Target.from_observation(observed.result(), settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
-    rest = Pose.identity(body)
-    if settings.align:
-        fit = register_from(body, [rest], prepared, options)
-    else:
-        with torch.no_grad():
-            fit = register_near(body, move_coarsely(body, rest, prepared, options), prepared, options)
+    growing = beside(_graph, source, points, settings)
+    observed, own = (_samples(x, there, coloured, settings.max_points, seed) for x, there in ((target, goal), (source, points)))
+    observed = _observe(target, goal, observed)
+    whole = _placing(own, observed, options, device, seed) if settings.align else None
+    graph = growing.result()
+    body = Body.from_samples(graph, own, device)
+    compile_side_by_side(rehearsals(body, options), torch.device(device), ("registration", device, *_sizes(body)))
+    prepared = Target.from_observation(observed, settings.max_points, options.colour * body.spacing, options.normal * body.spacing, device, seed)
+    with torch.no_grad():
+        rest = Pose.identity(body)
+        start = rest if whole is None else rest.moved(*whole, body.nodes)
+        fit = register_near(body, move_coarsely(body, start, prepared, options), prepared, options)
     world_from_scene = spaces.invert_similarity(scene_from_world)
     if target.seen is not None:
         fit = _leave_empty_space(body, fit, prepared, target.seen, world_from_scene, options)
     return _result(source, points, graph, body, prepared, fit, world_from_scene)
+
+
+def _placing(source: Samples, target: Observation, options: Options, device: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotation [3, 3] and translation [3] that bring a few points of the source onto as many of the target; there is no graph yet to tell the scale."""
+    from scipy.spatial import cKDTree
+
+    pick = evenly(len(source.points), POINTS, torch.device("cpu")).numpy()
+    points, *facing = (x[pick] for x in source[:3])
+    scale = float(np.quantile(cKDTree(points).query(points, k=2)[0][:, 1], 0.9)) if len(points) > 1 else 1.0
+    few = Target.from_observation(target, POINTS, options.colour * scale, options.normal * scale, device, seed)
+    with torch.no_grad():
+        return align(*(torch.as_tensor(x, device=device) for x in (points, *facing)), few, scale)
 
 
 def _sizes(body: Body) -> tuple[int, ...]:
@@ -163,36 +177,23 @@ def _hang(graph: Graph, vertices: np.ndarray, normals: np.ndarray, points: np.nd
     return replace(graph, vertex_anchors=anchors, vertex_weights=weights.astype(np.float32))
 
 
-def _colours(given: Surface, coloured: bool) -> np.ndarray:
-    return given.colours if coloured else np.full((len(given.points), 3), GREY)
-
-
-def _body(graph: Graph, source: Surface, points: np.ndarray, coloured: bool, max_points: int, device: str, seed: int) -> Body:
-    colours = _colours(source, coloured)
-    if source.faces is not None:
-        f32 = (x.astype(np.float32) for x in (source.normals, colours))
-        return Body.from_mesh(graph, Mesh(points.astype(np.float32), source.faces.astype(np.int32), *f32), max_points, device, seed)
-    pick = spread(points, max_points, seed)
-    anchors, weights = graph.vertex_anchors[pick].astype(np.int64), graph.vertex_weights[pick].astype(np.float64)
-    return Body.from_points(graph, points[pick], source.normals[pick], colours[pick], anchors, weights, device)
-
-
-def _observe(target: Surface, points: np.ndarray, coloured: bool, max_points: int, seed: int) -> Observation:
-    """Points spread evenly over the target, those next to an open edge marked."""
-    colours, normals = _colours(target, coloured), target.normals
-    if target.faces is None:
-        pick = spread(points, max_points, seed)
-        points, normals, colours, boundary = points[pick], normals[pick], colours[pick], np.zeros(len(pick), bool)
-    else:
+def _observe(target: Surface, points: np.ndarray, seen: Samples) -> Observation:
+    """Samples of the target, whose own points lie at `points`, as an observation: those next to an open edge are marked."""
+    boundary = np.zeros(len(seen.points), bool)
+    if target.faces is not None:
         open_edge = _open_edge(points, target.faces) if target.open is None else target.open
-        face, bary = surface.sample(points, target.faces, max_points, seed)
-        corner = target.faces[face]
-        boundary = open_edge[corner].any(1)
-        points, normals, colours = (surface.blend(x, corner, bary) for x in (points, normals, colours))
-        normals = normals / np.maximum(surface.lengths(normals)[:, None], 1e-12)
-    n = len(points)
-    f32 = (x.astype(np.float32) for x in (points, normals, colours))
-    return Observation(*f32, np.ones(n, np.float32), np.ones(n, np.int32), boundary)
+        boundary = open_edge[seen.corner].any(1)
+    n = len(boundary)
+    return Observation(*(x.astype(np.float32) for x in seen[:3]), np.ones(n, np.float32), np.ones(n, np.int32), boundary)
+
+
+def _samples(of: Surface, points: np.ndarray, coloured: bool, count: int, seed: int) -> Samples:
+    """Points spread evenly over a surface whose own lie at `points`."""
+    colours = of.colours if coloured else np.full((len(of.points), 3), GREY)
+    if of.faces is not None:
+        return Samples.of_mesh(points, of.normals, colours, of.faces, count, seed)
+    pick = spread(points, count, seed)
+    return Samples(*(np.asarray(x[pick], np.float64) for x in (points, of.normals, colours)), pick[:, None])
 
 
 def _open_edge(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -219,27 +220,28 @@ def spread(points: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
 def _result(source: Surface, points: np.ndarray, graph: Graph, body: Body, target: Target, fit: Fit, world_from_scene: np.ndarray) -> PairFit:
     """The whole source carried by the fitted nodes, back in the target's unit, and how well that explains either surface."""
-    anchors = torch.as_tensor(graph.vertex_anchors.astype(np.int64), device=body.nodes.device)
-    weights = torch.as_tensor(graph.vertex_weights.astype(np.float64), device=body.nodes.device)
-    live = warp(torch.as_tensor(points, device=body.nodes.device), anchors, weights, body.nodes, fit.pose).cpu().numpy()
+    found = _source_coverage(body, fit.pose, target)
+    pose = Pose(fit.pose.rotations.cpu(), fit.pose.translations.cpu())  # to carry the vertices here takes less time than to send them there and back
+    anchors = torch.from_numpy(graph.vertex_anchors.astype(np.int64))
+    nodes, weights = (torch.from_numpy(x.astype(np.float64)) for x in (graph.node_positions, graph.vertex_weights))
+    live = warp(torch.from_numpy(points), anchors, weights, nodes, pose).numpy()
     moved = spaces.transform_points(world_from_scene, live)
     if source.faces is not None:
         result = Surface.of_mesh(moved, source.faces, source.colours)
     else:
-        turn = torch.einsum("nk,nkij->nij", weights, fit.pose.rotations[anchors]).cpu().numpy()
+        turn = torch.einsum("nk,nkij->nij", weights, pose.rotations[anchors]).numpy()
         normals = np.einsum("nij,nj->ni", turn, source.normals)
         result = Surface(moved, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12), None, source.colours)
-    unit = spaces.scale_of(world_from_scene)
-    found = _source_coverage(body, fit.pose, target)
+    unit, found = spaces.scale_of(world_from_scene), float(found)
     explained = max(found, fit.coverage) > LEAST_COVERAGE and fit.rigidity < LOST_RIGIDITY * body.spacing
     lengths = {"residual": unit * fit.residual, "rigidity": unit * fit.rigidity, "spacing": unit * body.spacing}
     return PairFit(result, target_coverage=fit.coverage, source_coverage=found, nodes=len(body.nodes), converged=bool(explained), **lengths)
 
 
-def _source_coverage(body: Body, pose: Pose, target: Target) -> float:
-    """Share of the source that lies on the target, of what the target could show: points that come to rest at its open edge do not count."""
+def _source_coverage(body: Body, pose: Pose, target: Target) -> torch.Tensor:
+    """Share [] of the source that lies on the target, of what the target could show: points that come to rest at its open edge do not count."""
     live, normals, _ = placed(body, pose)
     there = target.nearest(target.features(live, normals, body.colours))
     shown = target.usable[there]
     near = (live - target.points[there]).norm(dim=-1) <= 0.5 * body.spacing
-    return float((shown & near & ((normals * target.normals[there]).sum(-1) >= 0.3)).sum() / shown.sum().clamp_min(1))
+    return (shown & near & ((normals * target.normals[there]).sum(-1) >= 0.3)).sum() / shown.sum().clamp_min(1)

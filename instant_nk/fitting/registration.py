@@ -28,7 +28,7 @@ from instant_nk.fitting.deformation_solver import (
 from instant_nk.fitting.frame_images import FrameImages, Views
 from instant_nk.fitting.image_evidence import Appearance, Shell, Sight, add_colours, add_silhouettes, look
 from instant_nk.fitting.repeated import repeat
-from instant_nk.fitting.rigid_alignment import align, misfit
+from instant_nk.fitting.rigid_alignment import aligned, misfit
 from instant_nk.geometry.neighbours import NearestPoints, evenly
 from instant_nk.geometry.rotations import so3_exp
 from instant_nk.kernels.ahead import Call
@@ -317,7 +317,7 @@ def register_from(body: Body, starts: list[Pose], target: Target, options: Optio
     Each start is aligned rigidly and moved on the coarse level; the one that agrees best with the observation is carried on.
     """
     with torch.no_grad():
-        pose = best_of(body, [move_coarsely(body, align(body, start, target), target, options) for start in starts], target)
+        pose = best_of(body, [move_coarsely(body, aligned(body, start, target), target, options) for start in starts], target)
         return register_near(body, pose, target, options, pictures)
 
 

@@ -26,20 +26,14 @@ def misfit(points: Tensor, normals: Tensor, colours: Tensor, target: Target, sca
     return float(1 - 0.5 * (welsch(there, scale).mean() + welsch(back, scale).mean()))
 
 
-def _surface(body: Body, pose: Pose) -> tuple[Tensor, Tensor, Tensor]:
-    """A few live points with normals and colours."""
-    pick = evenly(len(body.points), POINTS, body.points.device)
-    return body.warp(pose)[pick], body.warp_normals(pose)[pick], body.colours[pick]
-
-
-def _iterate(points: Tensor, normals: Tensor, colours: Tensor, target: Target, spacing: float, iterations: int) -> tuple[Tensor, Tensor]:
+def _iterate(points: Tensor, normals: Tensor, colours: Tensor, target: Target, scale: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Rotation [3, 3] and translation [3] that bring the points onto the target."""
     start = torch.eye(3, dtype=points.dtype, device=points.device), torch.zeros_like(points[0]), torch.ones((), dtype=torch.bool, device=points.device)
-    return repeat(_iterate_once, start, [()] * iterations, (points, normals, colours, target, spacing))[:2]
+    return repeat(_iterate_once, start, [()] * iterations, (points, normals, colours, target, scale))[:2]
 
 
 def _iterate_once(
-    turn: Tensor, shift: Tensor, active: Tensor, points: Tensor, normals: Tensor, colours: Tensor, target: Target, spacing: float
+    turn: Tensor, shift: Tensor, active: Tensor, points: Tensor, normals: Tensor, colours: Tensor, target: Target, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of `_iterate`; `active` says, on the device, whether it has yet to arrive."""
     waits = not points.is_cuda  # a GPU goes on without being asked whether it has arrived, and then stays where it is
@@ -52,7 +46,7 @@ def _iterate_once(
         return turn, shift, active
     rows, residual = planes(live, live_normals, target, matches)
     distance = (live[matches.source] - target.points[matches.target]).norm(dim=-1)
-    weight = matches.weight * welsch(distance, 2.0 * matches.median(distance) + 1e-9 * spacing)
+    weight = matches.weight * welsch(distance, 2.0 * matches.median(distance) + 1e-9 * scale)
     if matches.kept is not None:
         weight = torch.where(matches.kept, weight, 0.0)
     centre = live.mean(0)
@@ -65,27 +59,39 @@ def _iterate_once(
     omega = twist[:3] * (0.5 / twist[:3].norm().clamp_min(1e-12)).clamp_max(1.0)
     step = so3_exp(omega)
     moved = step @ (shift - centre) + centre + twist[3:]
-    small = (twist[3:].norm() < 1e-3 * spacing) & (omega.norm() < 1e-3)
+    small = (twist[3:].norm() < 1e-3 * scale) & (omega.norm() < 1e-3)
     return torch.where(active, step @ turn, turn), torch.where(active, moved, shift), active & ~small
 
 
-def align(body: Body, pose: Pose, target: Target, iterations: int = 8) -> Pose:
-    """The pose moved as one rigid body onto the target; where it ends far off, other orientations and the target's centre are tried."""
-    few = target.thinned(POINTS)
-    surface = _surface(body, pose)
-    scale = body.spacing * max(1.0, (len(body.nodes) / POINTS) ** 0.5)  # so few points lie no closer than that even where the surfaces are one
+def align(points: Tensor, normals: Tensor, colours: Tensor, target: Target, scale: float, iterations: int = 8) -> tuple[Tensor, Tensor]:
+    """Rotation [3, 3] and translation [3] that bring a surface onto an observation as one rigid body.
+
+    Where it ends far off, other orientations and the observation's centre are tried.
+
+    Args:
+        points, normals, colours: some POINTS of the surface, [N, 3] each; target: as many that were observed.
+        scale: a distance that few such points of one surface exceed, caller's unit.
+    """
 
     def result(points: Tensor, normals: Tensor) -> tuple[float, Tensor, Tensor]:
-        turn, shift = _iterate(points, normals, surface[2], few, body.spacing, iterations)
-        return misfit(points @ turn.T + shift, normals @ turn.T, surface[2], few, scale), turn, shift
+        turn, shift = _iterate(points, normals, colours, target, scale, iterations)
+        return misfit(points @ turn.T + shift, normals @ turn.T, colours, target, scale), turn, shift
 
-    best, turn, shift = result(surface[0], surface[1])
+    best, turn, shift = result(points, normals)
     if best > HOPELESS:
-        for first, offset in _starts(surface[0], few.points[few.usable]):
-            score, second, rest = result(surface[0] @ first.T + offset, surface[1] @ first.T)
+        for first, offset in _starts(points, target.points[target.usable]):
+            score, second, rest = result(points @ first.T + offset, normals @ first.T)
             if score < best:
                 best, turn, shift = score, second @ first, second @ offset + rest
-    return pose.moved(nearest_rotations(turn), shift, body.nodes)
+    return nearest_rotations(turn), shift
+
+
+def aligned(body: Body, pose: Pose, target: Target) -> Pose:
+    """The pose moved as one rigid body onto the target."""
+    pick = evenly(len(body.points), POINTS, body.points.device)
+    scale = body.spacing * max(1.0, (len(body.nodes) / POINTS) ** 0.5)  # so few points lie no closer than that even where the surfaces are one
+    surface = body.warp(pose)[pick], body.warp_normals(pose)[pick], body.colours[pick]
+    return pose.moved(*align(*surface, target.thinned(POINTS), scale), body.nodes)
 
 
 def _starts(points: Tensor, goal: Tensor) -> list[tuple[Tensor, Tensor]]:

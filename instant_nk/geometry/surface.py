@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -166,6 +167,29 @@ def blend(values: np.ndarray, corners: np.ndarray, barycentric: np.ndarray) -> n
     """
     first, second, third = (barycentric[:, i, None] * values.take(corners[:, i], 0) for i in range(3))
     return first + second + third
+
+
+class Samples(NamedTuple):
+    """Points of a surface, and which of its vertices each has to do with.
+
+    Attributes:
+        points, normals, colours: f64 [N, 3] each, normals unit.
+        corner: of a mesh the vertices of the point's face, of a cloud the point itself, i64 [N, C].
+    """
+
+    points: np.ndarray
+    normals: np.ndarray
+    colours: np.ndarray
+    corner: np.ndarray
+
+    @staticmethod
+    def of_mesh(vertices: np.ndarray, normals: np.ndarray, colours: np.ndarray, faces: np.ndarray, count: int, seed: int = 0) -> Samples:
+        """`count` points spread evenly over a mesh whose vertices have these normals and colours, [V, 3] each."""
+        vertices, normals, colours = (np.asarray(x, np.float64) for x in (vertices, normals, colours))
+        face, barycentric = sample(vertices, faces, count, seed)
+        corner = faces[face]
+        points, normals, colours = (blend(x, corner, barycentric) for x in (vertices, normals, colours))
+        return Samples(points, normals / np.maximum(lengths(normals)[:, None], 1e-12), colours, corner)
 
 
 def refine(vertices: np.ndarray, faces: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -381,5 +381,5 @@ def test_a_fine_graph_is_aligned_without_trying_other_orientations(monkeypatch):
     assert len(body.nodes) > 1200
     target = Target.from_observation(observed(vertices + [0.02, 0.01, 0.0], faces, vertices, count=6000, coloured=True), 6000, body.spacing, 0.6 * body.spacing)
     monkeypatch.setattr(rigid_alignment, "_starts", lambda *_: pytest.fail("other orientations were tried"))
-    aligned = rigid_alignment.align(body, Pose.identity(body), target)
+    aligned = rigid_alignment.aligned(body, Pose.identity(body), target)
     assert float((body.warp(aligned) - body.points - torch.tensor([0.02, 0.01, 0.0])).norm(dim=1).mean()) < 0.01
