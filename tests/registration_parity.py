@@ -66,7 +66,8 @@ class Case:
 
     def _with_gather(self) -> Body:
         p = self.body.pattern
-        gather = Gather.build(len(self.body.nodes), *(x.numpy() for x in (p.blocks, self.body.edge, p.edge_block, p.diagonal)), "cpu")
+        found = deformation_solver._gather(len(self.body.nodes), *(x.numpy() for x in (p.blocks, self.body.edge, p.edge_block, p.diagonal)))
+        gather = Gather(*(torch.from_numpy(np.ascontiguousarray(x)) for x in found))
         return dataclasses.replace(self.body, pattern=dataclasses.replace(p, gather=gather))
 
     def normal(self, *shape: int) -> Tensor:

@@ -13,6 +13,7 @@ import functools
 import math
 import sys
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from instant_nk.errors import NumericalError
 from instant_nk.fitting.block_cholesky import BlockCholesky
 from instant_nk.fitting.rivals import Probes
+from instant_nk.fitting.upload import upload
 from instant_nk.geometry import surface
 from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp, turn
 from instant_nk.io.graph import Graph
@@ -117,21 +119,14 @@ class Body:
         if len(stiffness):
             stiffness = stiffness * (m / (2 * stiffness.sum()))
         edge, spacing = graph.edges.astype(np.int64), graph.spacing
-        if levels > 1 and m > 2 * COARSE_NODES:
-            found = beside(_pattern, m, anchors, weights, edge)  # nothing on the coarse level waits for it
-            coarse, found = Coarse.build(graph, spacing, points, normals, colours, anchors, weights, device), found.result()
-        else:
-            coarse, found = None, _pattern(m, anchors, weights, edge)
-
-        def real(x: np.ndarray) -> Tensor:
-            return torch.as_tensor(np.ascontiguousarray(x, np.float64), device=device)
-
-        return Body(
-            nodes=real(graph.node_positions), points=real(points), normals=real(normals), colours=real(colours),
-            anchors=torch.as_tensor(np.ascontiguousarray(anchors), device=device), weights=real(weights), edge=torch.as_tensor(edge, device=device), stiffness=real(stiffness),
-            spacing=spacing, whole=real(np.ones(len(points))), pattern=Pattern.build(m, edge, found, device),
-            probes=Probes.build(real(points), spacing), coarse=coarse,
-        )  # fmt: skip
+        coarsely = beside(_hang_coarsely, graph, spacing, anchors, weights) if levels > 1 and m > 2 * COARSE_NODES else None
+        pattern = Pattern.build(m, edge, _pattern(m, anchors, weights, edge), device)
+        real = (graph.node_positions, points, normals, colours, weights, stiffness, np.ones(len(points)))
+        *placed, anchors, edge = upload([*(np.asarray(x, np.float64) for x in real), anchors, edge], device)
+        nodes, points_there, facing, shade, weights, stiffness, whole = placed
+        probes = Probes.build(points_there, spacing)
+        coarse = Coarse.build(coarsely.result(), points, normals, colours, device) if coarsely else None
+        return Body(nodes, points_there, facing, shade, anchors, weights, edge, stiffness, spacing, whole, pattern, probes, coarse)
 
     def warp(self, pose: Pose) -> Tensor:
         """Live positions of the surface points, [N, 3]."""
@@ -163,16 +158,11 @@ class Coarse:
     weights: Tensor
 
     @staticmethod
-    def build(graph: Graph, spacing: float, points, normals, colours, anchors, weights, device: str) -> Coarse:
-        coarse, chosen = coarsen(graph, COARSE_NODES, spacing)
-        pick = np.unique(np.linspace(0, len(points) - 1, min(COARSE_POINTS, len(points))).round().astype(np.int64))
-        hung = _compose(anchors[pick], weights[pick], coarse.vertex_anchors.astype(np.int64), coarse.vertex_weights.astype(np.float64))
-        body = Body.from_points(coarse, points[pick], normals[pick], colours[pick], *hung, device, levels=1)
-
-        def index(x: np.ndarray) -> Tensor:
-            return torch.as_tensor(x.astype(np.int64), device=device)
-
-        return Coarse(body, index(chosen), index(pick), index(coarse.vertex_anchors), torch.as_tensor(coarse.vertex_weights.astype(np.float64), device=device))
+    def build(hung: Hung, points, normals, colours, device: str) -> Coarse:
+        pick = hung.points
+        body = Body.from_points(hung.graph, points[pick], normals[pick], colours[pick], hung.anchors, hung.weights, device, levels=1)
+        carried = hung.graph.vertex_anchors.astype(np.int64), hung.graph.vertex_weights.astype(np.float64)
+        return Coarse(body, *upload([hung.nodes, pick, *carried], device))
 
     def placed(self, fine: Body, pose: Pose) -> Body:
         """The coarse body at the fine body's live state: its rest shape is the shape now, and what has been torn apart stays so."""
@@ -190,6 +180,29 @@ class Coarse:
         live = warp(fine.nodes + pose.translations, self.anchors, self.weights, placed.nodes, increment)
         turned = small_matmul(self.weights[:, None], increment.rotations.reshape(-1, 9)[self.anchors]).reshape(-1, 3, 3)
         return Pose(small_matmul(nearest_rotations(turned), pose.rotations), live - fine.nodes)
+
+
+class Hung(NamedTuple):
+    """A coarser graph, and what of a body hangs on it: NumPy arrays.
+
+    Attributes:
+        graph: its vertices are the finer graph's nodes; nodes: which of them its own are, i64 [Mc].
+        points: which of the body's points, i64 [Nc]; anchors, weights: how they hang on it, i64 and f64 [Nc, 6].
+    """
+
+    graph: Graph
+    nodes: np.ndarray
+    points: np.ndarray
+    anchors: np.ndarray
+    weights: np.ndarray
+
+
+def _hang_coarsely(graph: Graph, spacing: float, anchors: np.ndarray, weights: np.ndarray) -> Hung:
+    """A coarser graph of COARSE_NODES with COARSE_POINTS of those points that hang on the nodes of `graph` by these anchors and weights [N, K]."""
+    coarse, chosen = coarsen(graph, COARSE_NODES, spacing)
+    pick = np.unique(np.linspace(0, len(anchors) - 1, min(COARSE_POINTS, len(anchors))).round().astype(np.int64))
+    hung = _compose(anchors[pick], weights[pick], coarse.vertex_anchors.astype(np.int64), coarse.vertex_weights.astype(np.float64))
+    return Hung(coarse, chosen.astype(np.int64), pick, *hung)
 
 
 def _compose(anchors: np.ndarray, weights: np.ndarray, above: np.ndarray, share: np.ndarray, keep: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -378,8 +391,9 @@ class Pattern:
         on_cpu = torch.device(device).type == "cpu"
         blocks, edge_block, diagonal = found[3:6]
         plan = BlockCholesky.analyse(m, blocks, torch.get_num_threads()) if on_cpu and _has_numba() else None
-        gather = None if on_cpu else Gather.build(m, blocks, edge, edge_block, diagonal, device)
-        return Pattern(*(torch.as_tensor(np.ascontiguousarray(x), device=device) for x in found), plan, gather)
+        gather = () if on_cpu else (loops().gather if loops_are_loaded() else _gather)(m, blocks, edge, edge_block, diagonal)
+        own = upload([*found, *gather], device)
+        return Pattern(*own[: len(found)], plan, None if on_cpu else Gather(*own[len(found) :]))
 
 
 def _pattern(m: int, anchors: np.ndarray, weights: np.ndarray, edge: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -421,11 +435,6 @@ class Gather:
     row_start: Tensor
     column: Tensor
     entry: Tensor
-
-    @staticmethod
-    def build(m: int, blocks: np.ndarray, edge: np.ndarray, edge_block: np.ndarray, diagonal: np.ndarray, device: str) -> Gather:
-        found = (loops().gather if loops_are_loaded() else _gather)(m, blocks, edge, edge_block, diagonal)
-        return Gather(*(torch.as_tensor(x, device=device) for x in found))
 
 
 def _gather(m: int, blocks: np.ndarray, edge: np.ndarray, edge_block: np.ndarray, diagonal: np.ndarray) -> tuple[np.ndarray, ...]:
