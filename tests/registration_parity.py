@@ -24,7 +24,7 @@ from instant_nk.fitting.deformation_solver import Body, Evidence, Gather, Pose
 from instant_nk.fitting.registration import Options
 from instant_nk.geometry.rotations import project_to_so3, so3_exp
 from instant_nk.io.graph import Graph
-from instant_nk.models import deformation_graph
+from instant_nk.models import deformation_graph, nearest_nodes_triton
 from tests.unit.shapes import bent, mesh_of, observed, tube
 
 FINE = 1e-6  # to which a system is solved to be compared
@@ -192,3 +192,18 @@ def check_rotations(device: str) -> None:
     agree(nearest_rotation_triton.project_to_so3(rotations[0].to(device)), rotations[0], 1e-14)
     agree(nearest_rotation_triton.project_to_so3(0 * rotations.to(device)), torch.eye(3).double().expand_as(rotations), 1e-14)
     assert nearest_rotation_triton.project_to_so3(torch.nan * rotations.to(device)).isnan().all()
+
+
+def check_nearest_nodes(device: str, along: int, around: int, limit: float) -> None:
+    """The nodes nearest to each vertex of a rough tube beside a part that none can reach, also among the first few of them."""
+    vertices, faces = tube(along=along, around=around)
+    random = np.random.default_rng(0)
+    vertices = np.concatenate([vertices + 0.01 * random.normal(size=vertices.shape), [[9.0, 0, 0], [9, 1, 0], [9, 0, 1]]])
+    paths = deformation_graph._paths(vertices, np.concatenate([faces, [[len(vertices) - 3, len(vertices) - 2, len(vertices) - 1]]]), 1)
+    nodes = random.permutation(len(vertices) - 3)[: len(vertices) // 4]
+    levels = [len(nodes) // 4, len(nodes) // 2]
+    wanted = deformation_graph._reach(paths, nodes, vertices[nodes], limit, 5, levels)
+    found = nearest_nodes_triton.nearest(*deformation_graph._rows(paths), nodes, limit, 5, levels, device)
+    assert (wanted.nearest[-1] == -1).all() and (wanted.nearest[:-3, 0] >= 0).mean() > 0.9
+    for one, other in zip([wanted.nearest, *wanted.levels], [found[0], *found[1]], strict=True):
+        assert one.dtype == other.dtype and np.array_equal(one, other)

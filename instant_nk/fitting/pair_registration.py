@@ -9,7 +9,7 @@ import torch
 
 from instant_nk.fitting import meshing
 from instant_nk.fitting.correspondences import Target
-from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, load_loops, orthonormal, step, warp
+from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, has_triton, load_loops, orthonormal, step, warp
 from instant_nk.fitting.registration import (
     LOST_RIGIDITY,
     Fit,
@@ -99,7 +99,7 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     points, goal = (spaces.transform_points(scene_from_world, x.points) for x in (source, target))
     coloured = settings.colours and source.colours is not None and target.colours is not None
     options = settings.options
-    growing = beside(_graph, source, points, settings)
+    growing = beside(_graph, source, points, settings, device if has_triton(torch.empty(0, device=device)) else "cpu")
     observed, own = (_samples(x, there, coloured, settings.max_points, seed) for x, there in ((target, goal), (source, points)))
     observed = _observe(target, goal, observed)
     whole = _placing(own, observed, options, device, seed) if settings.align else None
@@ -154,15 +154,15 @@ def _leave_empty_space(body: Body, fit: Fit, target: Target, seen: SeenSpace, wo
         return judge(body, orthonormal(pose), target)
 
 
-def _graph(source: Surface, points: np.ndarray, settings: PairSettings) -> Graph:
+def _graph(source: Surface, points: np.ndarray, settings: PairSettings, device: str = "cpu") -> Graph:
     if source.faces is None:
-        return deformation_graph.on_points(points, source.normals, settings.max_nodes, settings.anchors, settings.neighbours)
+        return deformation_graph.on_points(points, source.normals, settings.max_nodes, settings.anchors, settings.neighbours, device)
     spacing = None if settings.node_spacing is None else 2.0 * settings.node_spacing
     if len(source.faces) <= GRAPH_FACES:
-        return deformation_graph.build(points, source.faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours)
+        return deformation_graph.build(points, source.faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours, device)
     welded, joined, _ = surface.weld(points, source.faces)
     thin, thin_faces = meshing.decimate(welded, joined, GRAPH_FACES)
-    graph = deformation_graph.build(thin, thin_faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours)
+    graph = deformation_graph.build(thin, thin_faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours, device)
     return _hang(graph, thin, surface.vertex_normals(thin, thin_faces), points, source.normals)
 
 

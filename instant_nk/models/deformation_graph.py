@@ -53,7 +53,9 @@ def _spacing(area: float, max_nodes: int) -> float:
     return float(np.sqrt(area / (NODE_AREA * max_nodes)))
 
 
-def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6) -> Graph:
+def build(
+    vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6, device: str = "cpu"
+) -> Graph:
     """An embedded deformation graph that covers a mesh: every vertex lies within `spacing`, along the surface, of a node.
 
     Args:
@@ -62,6 +64,7 @@ def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None,
         spacing: covering distance in scene units; None: from the surface area and `max_nodes`.
         anchors: K, nodes that move one vertex.
         neighbours: edges per node, at least.
+        device: where the nodes nearest to each vertex are looked for: "cpu", or a GPU that can run Triton. The graph is the same.
 
     Raises:
         DataError: the mesh has no area or is not finite.
@@ -80,7 +83,7 @@ def build(vertices: np.ndarray, faces: np.ndarray, spacing: float | None = None,
     paths = _paths(fine, fine_faces, len(fine) if spacing is not None else max_nodes)
     part = surface.components(len(fine), fine_faces)
     chosen, _ = _farthest_points(paths, fine, part, used, limit, None if spacing is not None else max_nodes)
-    return _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours)
+    return _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours, device=device)
 
 
 def on_nodes(vertices: np.ndarray, faces: np.ndarray, node_positions: np.ndarray, anchors: int = 6, neighbours: int = 6) -> Graph:
@@ -99,12 +102,13 @@ def on_nodes(vertices: np.ndarray, faces: np.ndarray, node_positions: np.ndarray
     return _assemble(paths, fine, part, chosen, welded_of, vertices, spacing, anchors, neighbours, nodes)
 
 
-def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6) -> Graph:
+def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anchors: int = 6, neighbours: int = 6, device: str = "cpu") -> Graph:
     """The graph of an oriented point cloud: distances run along links between near points that face the same way, so that thin sheets and
     touching limbs stay apart as far as points alone can tell.
 
     Args:
         points: [V, 3]; normals: unit, [V, 3].
+        device: see `build`.
 
     Returns:
         the graph; `vertex_anchors` and `vertex_weights` are those of the points.
@@ -119,7 +123,7 @@ def on_points(points: np.ndarray, normals: np.ndarray, max_nodes: int = 400, anc
     chosen, covering = _farthest_points(paths, thin, part, np.ones(len(thin), bool), 0.0, min(max_nodes, len(thin)))
     limit = max(float(covering.max()), 1e-6 * float(np.linalg.norm(np.ptp(thin, axis=0))), 1e-30)
     nearest = cKDTree(np.concatenate([thin, 0.5 * limit * facing], 1)).query(np.concatenate([points, 0.5 * limit * normals], 1))[1]
-    return _assemble(paths, thin, part, chosen, nearest, points, limit, anchors, neighbours)
+    return _assemble(paths, thin, part, chosen, nearest, points, limit, anchors, neighbours, device=device)
 
 
 def _point_links(points: np.ndarray, normals: np.ndarray, neighbours: int = 10, least: float = 0.005) -> sparse.csr_matrix:
@@ -240,8 +244,12 @@ def _rows(paths: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return paths.indptr.astype(np.uint32), paths.indices.astype(np.uint32), paths.data
 
 
-def _reach(paths, nodes: np.ndarray, places: np.ndarray, limit: float, count: int, levels: list[int]) -> _Reach:
+def _reach(paths, nodes: np.ndarray, places: np.ndarray, limit: float, count: int, levels: list[int], device: str = "cpu") -> _Reach:
     """The `count` nodes nearest to each vertex within geodesic distance `limit`, on coarser levels too: the first nodes are an even, coarser covering."""
+    if device != "cpu":
+        from instant_nk.models import nearest_nodes_triton
+
+        return _Reach(*nearest_nodes_triton.nearest(*_rows(paths), nodes, limit, count, levels, device))
     if loops := _loops_for(paths.shape[0], len(nodes)):
         return _Reach(*loops.nearest(*_rows(paths), np.asarray(nodes, np.int64), places, limit, count, levels))
     parts = []
@@ -264,11 +272,11 @@ def _reach(paths, nodes: np.ndarray, places: np.ndarray, limit: float, count: in
     return _Reach(table(node >= 0), [table(node < size)[nodes[:size]] for size in levels])
 
 
-def _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours, positions=None) -> Graph:
+def _assemble(paths, fine, part, chosen, welded_of, vertices, limit, anchors, neighbours, positions=None, device="cpu") -> Graph:
     positions = fine[chosen] if positions is None else positions
     m = len(positions)
     k = min(anchors, m)
-    reach = _reach(paths, chosen, positions, 4.0 * limit, 1 + max(k, neighbours), _levels(m, neighbours))
+    reach = _reach(paths, chosen, positions, 4.0 * limit, 1 + max(k, neighbours), _levels(m, neighbours), device)
     fine_anchors, fine_near = _nearest_anchors(reach, fine, positions, k)
     radii = _radii(fine, positions, fine_anchors, reach, k, limit)
     vertex_anchors = fine_anchors[welded_of]

@@ -93,3 +93,15 @@ def test_frames_settle_as_on_the_cpu():
     difference = (fits[0].pose.translations - fits[1].pose.translations.cpu()).norm(dim=1)
     assert float(fits[0].pose.translations.norm(dim=1).max()) > 0.05
     assert float(difference.max()) < 1e-3 and float(difference.median()) < 1e-5
+
+
+@pytest.mark.parametrize("along, around, limit", [(12, 8, 0.4), (60, 24, 0.3), (60, 24, 3.0)])
+def test_the_nearest_nodes_are_those_found_on_the_cpu(along, around, limit):
+    registration_parity.check_nearest_nodes("cuda", along, around, limit)
+
+
+def test_a_pair_that_is_prepared_on_a_gpu_has_the_same_graph():
+    vertices, faces = tube(along=60, around=24)
+    graphs = [deformation_graph.build(vertices, faces, max_nodes=300, device=device) for device in ("cpu", "cuda")]
+    for name, value in vars(graphs[0]).items():
+        assert np.array_equal(value, getattr(graphs[1], name)), name

@@ -90,6 +90,22 @@ def test_registration_rehearses_all_its_kernels_and_they_assemble_for_a_gpu(tmp_
     assert answer_of(REGISTRATION, tmp_path).strip() == "[]"  # none is left out
 
 
+NODES = """
+import numpy as np
+from instant_nk.kernels import _triton_memory
+from instant_nk.models import nearest_nodes_triton
+def compile_only(kernel, grid):
+    return lambda *args, **constants: print(len(kernel.function.warmup(*args, grid=grid, **constants).asm["cubin"]) > 0)
+_triton_memory.Kernel.__getitem__, nearest_nodes_triton.TOGETHER = compile_only, 1
+nearest_nodes_triton.nearest(np.array([0, 1, 2]), np.array([1, 0]), np.ones(2), np.arange(2), 3.0, 7, [1], "cpu")
+"""
+
+
+def test_the_search_for_nearest_nodes_assembles_for_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    assert answer_of(NODES, tmp_path).split() == ["True"]
+
+
 def answer_of(code, folder):
     """What a program prints that compiles for a GPU which is not there."""
     program = folder / "program.py"  # a file: Triton reads its kernels' source

@@ -139,10 +139,17 @@ from tests import registration_parity
 registration_parity.check_rotations("cpu")
 """
 
+NODES = """
+from instant_nk.models import nearest_nodes_triton
+from tests import registration_parity
+nearest_nodes_triton.TOGETHER = 3
+registration_parity.check_nearest_nodes("cpu", 6, 5, 1.0)
+"""
+
 PROGRAMS = {
     "hash_encoding": HASH, "volume_rendering": RENDERING, "blend_skinning": SKINNING, "ray_sampling": MARCHING, "field_network": NETWORK,
     "deep_network": DEEP, "live_gradient": CARRYING, "visible": SEEING, "padded": PADDED, "neus_opacity and ray_loss": LEARNING, "rehearsals": REHEARSALS,
-    "a registration step": STEP, "evidence of a surface": EVIDENCE, "soft assignment": TRANSPORT, "nearest rotations": ROTATIONS,
+    "a registration step": STEP, "evidence of a surface": EVIDENCE, "soft assignment": TRANSPORT, "nearest rotations": ROTATIONS, "nearest nodes": NODES,
 }  # fmt: skip
 
 
