@@ -17,7 +17,7 @@ STAGE_VERSION = {
     "canonical": 4,
     "graph": 2,
     "observation": 6,
-    "registration": 9,
+    "registration": 10,
     "field": 5,
     "mesh": 3,
     "report": 2,

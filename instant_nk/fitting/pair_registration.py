@@ -9,7 +9,7 @@ import torch
 
 from instant_nk.fitting import meshing
 from instant_nk.fitting.correspondences import Target
-from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, has_triton, load_loops, orthonormal, step, warp
+from instant_nk.fitting.deformation_solver import Body, Pose, edge_weights, has_triton, load_loops, loops_are_loaded, orthonormal, step, warp
 from instant_nk.fitting.registration import (
     LOST_RIGIDITY,
     Fit,
@@ -34,7 +34,8 @@ from instant_nk.kernels.ahead import compile_side_by_side
 from instant_nk.models import deformation_graph
 
 GREY = 0.5
-GRAPH_FACES = 40000  # a finer mesh is thinned to this before nodes are spread over it: a few hundred nodes need no more
+GRAPH_FACES = 150_000  # a finer mesh is thinned to this before nodes are spread over it, which from there on takes less time than to spread them at once,
+GRAPH_FACES_PLAIN = 40_000  # and without compiled loops to this
 EMPTY_ITERATIONS = 10
 LEAST_COVERAGE = 0.6  # share of one surface that the other must explain: two partial views overlap by less than two frames of a whole subject
 
@@ -158,10 +159,11 @@ def _graph(source: Surface, points: np.ndarray, settings: PairSettings, device: 
     if source.faces is None:
         return deformation_graph.on_points(points, source.normals, settings.max_nodes, settings.anchors, settings.neighbours, device)
     spacing = None if settings.node_spacing is None else 2.0 * settings.node_spacing
-    if len(source.faces) <= GRAPH_FACES:
+    most = GRAPH_FACES if loops_are_loaded() else GRAPH_FACES_PLAIN
+    if len(source.faces) <= most:
         return deformation_graph.build(points, source.faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours, device)
     welded, joined, _ = surface.weld(points, source.faces)
-    thin, thin_faces = meshing.decimate(welded, joined, GRAPH_FACES)
+    thin, thin_faces = meshing.decimate(welded, joined, most)
     graph = deformation_graph.build(thin, thin_faces, spacing, settings.max_nodes, settings.anchors, settings.neighbours, device)
     return _hang(graph, thin, surface.vertex_normals(thin, thin_faces), points, source.normals)
 
