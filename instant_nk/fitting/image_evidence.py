@@ -2,8 +2,8 @@
 
 Surfaces say nothing about sliding along themselves; the pictures do. Each surface point remembers the colour it had at the
 canonical frame, per pyramid level; at a live frame the colour where it projects, in every camera that sees it, gives one
-Lucas-Kanade residual per channel. Shading is divided out by a gain per node; what it leaves is brightness, which is therefore told apart from
-hue and trusted less. Silhouettes add two kinds of pull: a point outside a
+Lucas-Kanade residual per channel. Shading is divided out: what one distant light explains by the normals (`distant_light`), and of the rest half by a
+gain per node. What they leave is brightness, which is therefore told apart from hue and trusted less. Silhouettes add two kinds of pull: a point outside a
 mask goes to the mask's edge, and the mask's edge draws the nearest point of the moved surface's own outline.
 
 On the CPU what views see is a list of pairs. On a GPU every pair of a view and a point is there, and those that do not count have no weight: nothing
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from instant_nk.fitting.correspondences import median_of
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, small_matmul, warp
+from instant_nk.fitting.distant_light import relit
 from instant_nk.fitting.frame_images import FrameImages, Views
 from instant_nk.geometry.neighbours import NearestPoints
 from instant_nk.geometry.rasterize import depth_maps
@@ -33,11 +34,12 @@ LEAST_RIM = 3  # points of an outline in a view that are worth drawing
 DEAD_ZONE = 1.0  # pixels by which an outline may miss before it is pulled: masks are no finer than that, surfaces are
 USUAL_NOISE = 0.016  # intensity by which colours usually differ from the canonical frame's; a frame where they differ less weighs its colours more,
 TRUST = (0.25, 2.0)  # by a factor on the residual between these: what is left between colours that agree well is blur, not noise
-SHADING = 0.03  # share of a point's brightness that turning in the light may change without a gain showing it: no brightness is trusted further
+SHADING = 0.015  # share of a point's brightness that turning in the light may change without light and gains showing it: no brightness is trusted further
 TINGE = 0.01  # the same of what makes its hue, which light changes less
 SEEN_WELL = 3  # cameras that see a point from which on what the surface says of it counts in full; where there are few, a quarter of them;
 UNSEEN = 0.02  # how much it counts where none does: nothing was observed there, so the nearest surface is that of something else
 PLAIN = 0.1  # what colours say of a point, relative to what the surface says, at which they count as silent by half
+LEAST_LIT = 1e-3  # squared brightness, summed over views, of a point that says something of the light
 GAIN_RANGE = (0.6, 1.6)  # shading may change a point's brightness by no more
 
 
@@ -195,7 +197,7 @@ def add_colours(
     if not len(pairs.view):
         return body.points.new_zeros(())
     reference = appearance.colours[level][pairs.point]
-    gain = _gain(body, pairs, values[:, :3], reference)
+    gain = _gain(body, pose, pairs, values[:, :3], reference)
     residual = values[:, :3] - gain[:, None] * reference
     size = residual.norm(dim=-1)
     kept = pairs.facing > 0 if pairs.whole else None
@@ -241,14 +243,19 @@ def _trust(size: Tensor, doubt: Tensor, kept: Tensor | None) -> Tensor:
     return (USUAL_NOISE / noise.clamp_min(1e-9)).clamp(*TRUST)
 
 
-def _gain(body: Body, pairs: Pairs, seen: Tensor, reference: Tensor) -> Tensor:
-    """Brightness now over brightness at the canonical frame, smooth over the surface (one per node, blended), for each pair [S]."""
+def _gain(body: Body, pose: Pose, pairs: Pairs, seen: Tensor, reference: Tensor) -> Tensor:
+    """Brightness now over brightness at the canonical frame, for each pair [S]: what turning in one light makes of it, and what is left, smooth over
+    the surface (one number per node, blended)."""
     weight = pairs.facing.square()
     says = pairs.per_point(torch.stack([weight * (seen * reference).sum(-1), weight * reference.square().sum(-1)], -1))  # [N, 2]
+    bright = torch.where(says[:, 1] > LEAST_LIT, says[:, 1], 0.0)
+    light = relit(says[:, 0] / says[:, 1].clamp_min(1e-9), bright, body.warp_normals(pose), body.normals).clamp(*GAIN_RANGE)
+    says = torch.stack([says[:, 0] * light, says[:, 1] * light.square()], -1)
     sums = body.nodes.new_zeros(len(body.nodes), 2)
     sums.index_add_(0, body.anchors.reshape(-1), (body.weights[..., None] * says[:, None]).reshape(-1, 2))
-    gain = ((sums[:, 0] + 1e-3) / (sums[:, 1] + 1e-3)).clamp(*GAIN_RANGE)
-    return (gain[body.anchors] * body.weights).sum(-1)[pairs.point]
+    even = sums[:, 1].mean() + 1e-3
+    gain = ((sums[:, 0] + even) / (sums[:, 1] + even)).clamp(*GAIN_RANGE)
+    return ((gain[body.anchors] * body.weights).sum(-1) * light)[pairs.point]
 
 
 def add_silhouettes(evidence: Evidence, body: Body, pose: Pose, views: Views, sight: Sight, images: FrameImages, weight: float, reach: float) -> None:
