@@ -207,3 +207,14 @@ def check_nearest_nodes(device: str, along: int, around: int, limit: float) -> N
     assert (wanted.nearest[-1] == -1).all() and (wanted.nearest[:-3, 0] >= 0).mean() > 0.9
     for one, other in zip([wanted.nearest, *wanted.levels], [found[0], *found[1]], strict=True):
         assert one.dtype == other.dtype and np.array_equal(one, other)
+
+
+def check_equally_near_nodes(device: str) -> None:
+    """Two nodes as far from one vertex, and one behind it: the lower number wins, which is learnt in the last round before the host asks."""
+    far = 2 * nearest_nodes_triton.TOGETHER  # steps from one node to the vertex, and the length of the only one from the other
+    chain = np.stack([np.arange(far), np.arange(far) + 1], 1)
+    links = np.concatenate([chain, [[far + 1, far], [far, far + 2]]])
+    paths = deformation_graph._linked(far + 3, links, np.concatenate([np.ones(far), [float(far), 1.0]]))
+    for nodes in ([0, far + 1], [far + 1, 0]):
+        found = nearest_nodes_triton.nearest(*deformation_graph._rows(paths), np.array(nodes), 10.0 * far, 1, [], device)[0]
+        assert found[far, 0] == found[far + 2, 0] == 0

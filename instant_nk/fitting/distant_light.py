@@ -1,7 +1,8 @@
 """What a light that stays where it is does to the brightness of a surface that turns in it.
 
 Distant light of any shape makes a matt surface nearly as bright as a quadratic of its normal (spherical harmonics up to order two: Ramamoorthi and
-Hanrahan 2001, Basri and Jacobs 2003). Eight numbers for a whole frame, found from all points at once, so they follow the light and not a point that slides.
+Hanrahan 2001, Basri and Jacobs 2003). Eight numbers for a whole frame and one for its exposure, found from all points at once, so they follow the light
+and not a point that slides.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ def harmonics(normals: Tensor) -> Tensor:
 
 
 def relit(ratio: Tensor, weight: Tensor, live: Tensor, rest: Tensor) -> Tensor:
-    """Brightness of each point now over that at rest, as far as one distant light explains it, [N].
+    """Brightness of each point now over that at rest, as far as the frame's exposure and one distant light explain it, [N].
 
-    With `l` the light's numbers and `h` the harmonics, `(1 + h(live) l) = ratio (1 + h(rest) l)`, which is linear in `l`.
+    With `l` the light's numbers and `h` the harmonics, that is `exposure (1 + h(live) l) / (1 + h(rest) l)`: Gauss-Newton on `l` (fitted as a linear
+    system, with the ratio on both sides, it would be drawn to a light that leaves all in the dark).
 
     Args:
         ratio: brightness seen now over brightness seen at rest, [N]; weight: how far it counts, [N].
@@ -35,16 +37,25 @@ def relit(ratio: Tensor, weight: Tensor, live: Tensor, rest: Tensor) -> Tensor:
     """
     now, before = harmonics(live), harmonics(rest)
     ratio = ratio.clamp(*RANGE)
-    rows, goal = now - ratio[:, None] * before, ratio - 1
     weight = (weight / weight.mean().clamp_min(1e-30)).clamp_max(2.0)
-    counts, robust = weight > 0, weight
-    ridge = RIDGE * len(weight) * torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-    light = rows.new_zeros(rows.shape[1])
+    counts, light = weight > 0, now.new_zeros(now.shape[1])
+    exposure = median_of(ratio, counts).nan_to_num(1.0)
+    ridge = RIDGE * len(weight) * torch.ones_like(now[0])
+    held = torch.diag(torch.cat([ridge, 1e-9 * ridge[:1]]))  # the exposure may be anything
     for _ in range(ROUNDS):
-        weighted = robust[:, None] * rows
-        factor = torch.linalg.cholesky_ex(rows.T @ weighted + ridge)[0]
-        light = torch.cholesky_solve((weighted.T @ goal)[:, None], factor)[:, 0]
-        left = (goal - rows @ light).abs()
-        usual = 1.5 * median_of(left, counts).nan_to_num(0.0) + STEADY
+        below, lit = _lit(light, now, before)
+        left = ratio - exposure * lit
+        usual = 1.5 * median_of(left.abs(), counts).nan_to_num(0.0) + STEADY
         robust = weight * torch.exp(-0.5 * (left / (2.0 * usual)).square())
-    return (1 + now @ light).clamp_min(DARK) / (1 + before @ light).clamp_min(DARK)
+        slope = torch.cat([exposure * (now - lit[:, None] * before) / below[:, None], lit[:, None]], 1)
+        weighted = robust[:, None] * slope
+        pull = weighted.T @ left - torch.cat([ridge * light, torch.zeros_like(ridge[:1])])
+        step = torch.cholesky_solve(pull[:, None], torch.linalg.cholesky_ex(slope.T @ weighted + held)[0])[:, 0]
+        light, exposure = light + step[:-1], exposure + step[-1]
+    return exposure * _lit(light, now, before)[1]
+
+
+def _lit(light: Tensor, now: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """How bright a light makes the points at rest, and how much brighter now, [N] each."""
+    below = (1 + before @ light).clamp_min(DARK)
+    return below, (1 + now @ light).clamp_min(DARK) / below

@@ -244,7 +244,7 @@ def _trust(size: Tensor, doubt: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def _gain(body: Body, pose: Pose, pairs: Pairs, seen: Tensor, reference: Tensor) -> Tensor:
-    """Brightness now over brightness at the canonical frame, for each pair [S]: what turning in one light makes of it, and what is left, smooth over
+    """Brightness now over brightness at the canonical frame, for each pair [S]: what exposure and turning in one light make of it, and half of what is left, smooth over
     the surface (one number per node, blended)."""
     weight = pairs.facing.square()
     says = pairs.per_point(torch.stack([weight * (seen * reference).sum(-1), weight * reference.square().sum(-1)], -1))  # [N, 2]
@@ -253,9 +253,9 @@ def _gain(body: Body, pose: Pose, pairs: Pairs, seen: Tensor, reference: Tensor)
     says = torch.stack([says[:, 0] * light, says[:, 1] * light.square()], -1)
     sums = body.nodes.new_zeros(len(body.nodes), 2)
     sums.index_add_(0, body.anchors.reshape(-1), (body.weights[..., None] * says[:, None]).reshape(-1, 2))
-    even = sums[:, 1].mean() + 1e-3
-    gain = ((sums[:, 0] + even) / (sums[:, 1] + even)).clamp(*GAIN_RANGE)
-    return ((gain[body.anchors] * body.weights).sum(-1) * light)[pairs.point]
+    usual = sums[:, 1].square().sum() / sums[:, 1].sum().clamp_min(1e-9) + 1e-3  # of the nodes that are seen
+    gain = (sums[:, 0] + usual) / (sums[:, 1] + usual)
+    return ((gain[body.anchors] * body.weights).sum(-1) * light).clamp(*GAIN_RANGE)[pairs.point]
 
 
 def add_silhouettes(evidence: Evidence, body: Body, pose: Pose, views: Views, sight: Sight, images: FrameImages, weight: float, reach: float) -> None:

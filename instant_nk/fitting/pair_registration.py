@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -100,10 +101,17 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     points, goal = (spaces.transform_points(scene_from_world, x.points) for x in (source, target))
     coloured = settings.colours and source.colours is not None and target.colours is not None
     options = settings.options
-    growing = beside(_graph, source, points, settings, device if has_triton(torch.empty(0, device=device)) else "cpu")
-    observed, own = (_samples(x, there, coloured, settings.max_points, seed) for x, there in ((target, goal), (source, points)))
-    observed = _observe(target, goal, observed)
-    whole = _placing(own, observed, options, device, seed) if settings.align else None
+    where = device if has_triton(torch.empty(0, device=device)) else "cpu"
+    if where != "cpu":
+        _rehearse_graph(settings, where)
+    growing = beside(_graph, source, points, settings, where)
+    try:
+        observed, own = (_samples(x, there, coloured, settings.max_points, seed) for x, there in ((target, goal), (source, points)))
+        observed = _observe(target, goal, observed)
+        whole = _placing(own, observed, settings, device, seed) if settings.align else None
+    except Exception:
+        growing.result()  # says better what is wrong with the source, if that is what is wrong
+        raise
     graph = growing.result()
     body = Body.from_samples(graph, own, device)
     compile_side_by_side(rehearsals(body, options), torch.device(device), ("registration", device, *_sizes(body)))
@@ -118,16 +126,33 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     return _result(source, points, graph, body, prepared, fit, world_from_scene)
 
 
-def _placing(source: Samples, target: Observation, options: Options, device: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotation [3, 3] and translation [3] that bring a few points of the source onto as many of the target; there is no graph yet to tell the scale."""
-    from scipy.spatial import cKDTree
+def _rehearse_graph(settings: PairSettings, device: str) -> None:
+    """Launch once here what a graph launches beside this thread, whose own first launches would not be safe against it (`kernels.ahead`)."""
+    from instant_nk.models import nearest_nodes_triton
 
+    count = 1 + max(settings.anchors, settings.neighbours)
+    one_link = np.array([0, 1, 2]), np.array([1, 0]), np.ones(2)
+    call = functools.partial(nearest_nodes_triton.nearest, *one_link, np.arange(2), 3.0, count, [1], device)
+    compile_side_by_side([call], torch.device(device), ("nearest nodes", device, count))
+
+
+def _placing(source: Samples, target: Observation, settings: PairSettings, device: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotation [3, 3] and translation [3] that bring a few points of the source onto as many of the target."""
     pick = evenly(len(source.points), POINTS, torch.device("cpu")).numpy()
     points, *facing = (x[pick] for x in source[:3])
-    scale = float(np.quantile(cKDTree(points).query(points, k=2)[0][:, 1], 0.9)) if len(points) > 1 else 1.0
+    scale, options = _scale(points, settings), settings.options
     few = Target.from_observation(target, POINTS, options.colour * scale, options.normal * scale, device, seed)
     with torch.no_grad():
         return align(*(torch.as_tensor(x, device=device) for x in (points, *facing)), few, scale)
+
+
+def _scale(points: np.ndarray, settings: PairSettings) -> float:
+    """What to expect of the graph's node spacing before there is a graph, and no less than the distance that nine in ten of these points [N, 3] keep below."""
+    from scipy.spatial import cKDTree
+
+    apart = cKDTree(points).query(points, k=2)[0][:, 1] if len(points) > 1 else np.zeros(1)
+    apart = max(float(np.quantile(apart[apart > 0], 0.9)) if (apart > 0).any() else 0.0, 1e-3)  # of a source of length two
+    return max(apart, 2.0 * settings.node_spacing) if settings.node_spacing else apart * max(1.0, (POINTS / settings.max_nodes) ** 0.5)
 
 
 def _sizes(body: Body) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ def build(
         spacing: covering distance in scene units; None: from the surface area and `max_nodes`.
         anchors: K, nodes that move one vertex.
         neighbours: edges per node, at least.
-        device: where the nodes nearest to each vertex are looked for: "cpu", or a GPU that can run Triton. The graph is the same.
+        device: where the nodes nearest to each vertex are looked for: "cpu", or a GPU that can run Triton. The graph is the same, but for nodes that only rounding makes equally far.
 
     Raises:
         DataError: the mesh has no area or is not finite.
@@ -249,6 +249,7 @@ def _reach(paths, nodes: np.ndarray, places: np.ndarray, limit: float, count: in
     if device != "cpu":
         from instant_nk.models import nearest_nodes_triton
 
+    if device != "cpu" and nearest_nodes_triton.fits(paths.shape[0], 1 + len(levels), count):
         return _Reach(*nearest_nodes_triton.nearest(*_rows(paths), nodes, limit, count, levels, device))
     if loops := _loops_for(paths.shape[0], len(nodes)):
         return _Reach(*loops.nearest(*_rows(paths), np.asarray(nodes, np.int64), places, limit, count, levels))

@@ -1,4 +1,5 @@
-"""Nearest nodes of every vertex along the surface, as a Triton kernel. `geodesic_loops.nearest` is the same on the CPU, to the bit.
+"""Nearest nodes of every vertex along the surface, as a Triton kernel. `geodesic_loops.nearest` finds the same on the CPU, but for nodes that only rounding
+makes equally far.
 
 Each vertex keeps the nearest nodes it knows of. In a round all look at those of the vertices they are linked with, and take over what is nearer that
 way; a node that is not among a vertex's nearest is not among those of any vertex behind it either. Rounds go on until nothing changes.
@@ -18,6 +19,7 @@ from instant_nk.kernels._triton_memory import launched
 VERTICES = 32  # of a program
 TOGETHER = 12  # rounds before the host asks whether the last one changed anything
 NOBODY = 1 << 30  # from here on, names of places that are still free
+MEMORY = 1 << 30  # bytes that the search may take: beyond, the CPU is to be asked
 
 
 @launched(do_not_specialize=["vertices"])
@@ -33,7 +35,7 @@ def _look_around(
     most = tl.load(limit)
     far = tl.load(distance + at, mask=used, other=-1.0)  # what is not used is nearer than anything, and has no name
     who = tl.load(name + at, mask=used, other=-1)
-    old = far
+    old, old_who = far, who
     begin, end = tl.load(start + v, mask=live, other=0), tl.load(start + v + 1, mask=live, other=0)
     for i in range(tl.max(end - begin, 0)):
         linked = begin + i < end
@@ -52,8 +54,13 @@ def _look_around(
             who = tl.where(place, n[:, None], who)
     tl.store(new_distance + at, far, mask=used)
     tl.store(new_name + at, who, mask=used)
-    differs = tl.max(tl.max((used & (far != old)).to(tl.int32), 1), 0)
+    differs = tl.max(tl.max((used & ((far != old) | (who != old_who))).to(tl.int32), 1), 0)
     tl.store(changed, 1, mask=differs > 0)
+
+
+def fits(vertices: int, levels: int, count: int) -> bool:
+    """Whether a search of `count` nodes on so many levels stays within MEMORY: two tables, and one that is sorted."""
+    return vertices * levels * triton.next_power_of_2(count) * 48 <= MEMORY
 
 
 def nearest(
@@ -74,11 +81,11 @@ def nearest(
     grid = triton.cdiv(vertices, VERTICES), len(levels)
     with _backend.on(distance):
         while True:
-            changed = torch.zeros(TOGETHER, dtype=torch.int32, device=device)
+            changed = torch.zeros(TOGETHER, 4, dtype=torch.int32, device=device)  # 16 bytes apart: one compilation serves all
             for i in range(TOGETHER):
-                _look_around[grid](beginning, neighbour, length, distance, name, *other, changed[i:], vertices, most, COUNT=count, ROOM=room, VERTICES=VERTICES)
+                _look_around[grid](beginning, neighbour, length, distance, name, *other, changed[i], vertices, most, COUNT=count, ROOM=room, VERTICES=VERTICES)
                 (distance, name), other = other, (distance, name)
-            if not int(changed[-1]):
+            if not int(changed[-1, 0]):
                 break
     name, order = name[..., :count].sort(dim=-1)
     order = distance[..., :count].gather(-1, order).sort(dim=-1, stable=True).indices  # of equals the lower number comes first

@@ -35,14 +35,20 @@ def fit_on(device: str, **changed: float) -> tuple[Fit, float]:
     return fit, float(np.linalg.norm(graph.node_positions + fit.pose.translations.cpu().numpy() - goal[of], axis=1).mean())
 
 
+@pytest.fixture
+def finely(monkeypatch):
+    """Steps solved so well that devices can be compared; what was recorded with another tolerance is forgotten, before and after."""
+    repeated.forget()
+    monkeypatch.setattr(conjugate_gradients_triton, "TOLERANCE", registration_parity.FINE)
+    yield
+    repeated.forget()
+
+
 @pytest.mark.parametrize("record", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
-def test_both_devices_find_the_same_motion(record, momentum, monkeypatch):
+def test_both_devices_find_the_same_motion(record, momentum, monkeypatch, finely):
     monkeypatch.setattr(repeated, "RECORD", record)
-    monkeypatch.setattr(conjugate_gradients_triton, "TOLERANCE", registration_parity.FINE)
-    repeated.forget()  # what was recorded with the other tolerance
     fits = [fit_on(device, momentum=momentum)[0] for device in ("cpu", "cuda")]
-    repeated.forget()
     assert all(fit.converged for fit in fits)
     difference = (fits[0].pose.translations - fits[1].pose.translations.cpu()).norm(dim=1)
     assert float(difference.max()) < 1e-3 and float(difference.median()) < 1e-5
@@ -98,6 +104,10 @@ def test_frames_settle_as_on_the_cpu():
 @pytest.mark.parametrize("along, around, limit", [(12, 8, 0.4), (60, 24, 0.3), (60, 24, 3.0)])
 def test_the_nearest_nodes_are_those_found_on_the_cpu(along, around, limit):
     registration_parity.check_nearest_nodes("cuda", along, around, limit)
+
+
+def test_of_nodes_as_near_the_first_is_the_nearest():
+    registration_parity.check_equally_near_nodes("cuda")
 
 
 def test_a_pair_that_is_prepared_on_a_gpu_has_the_same_graph():

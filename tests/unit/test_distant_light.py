@@ -1,7 +1,6 @@
 """Brightness that a light explains, told from brightness that has other reasons."""
 
 import numpy as np
-import pytest
 import torch
 
 from instant_nk.fitting import distant_light
@@ -55,9 +54,23 @@ def wrong(found: torch.Tensor, truth: torch.Tensor) -> float:
     return float((found / truth - 1).abs().mean())
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_no_light_is_made_up_where_nothing_turns_or_nothing_is_seen(weight):
+def test_a_frame_that_is_brighter_as_a_whole_is_not_taken_for_a_light():
+    """Half of the subject turned a little, seen all round or from one side."""
+    everywhere = normals(4000)
+    for rest in (everywhere, everywhere[everywhere[:, 2] > 0.2]):
+        live = torch.where((torch.arange(len(rest)) % 2 == 0)[:, None], turned(rest), rest)
+        noise = 1 + 0.05 * torch.from_numpy(rng.normal(size=len(rest)))
+        found = distant_light.relit(1.1 * noise, torch.ones(len(rest)).double(), live, rest)
+        assert wrong(found, torch.full_like(found, 1.1)) < 0.01
+
+
+def test_no_light_is_made_up_where_nothing_turns_or_nothing_is_seen():
     rest = normals()
+    live = rest.clone()
+    live[:100] = turned(rest)[:100]  # what turns is not seen
     seen = 1 + 0.2 * torch.from_numpy(rng.normal(size=len(rest)))
-    found = distant_light.relit(seen, torch.full_like(seen, weight), rest if weight else turned(rest), rest)
-    assert torch.allclose(found, torch.ones_like(found))
+    weight = torch.ones_like(seen)
+    weight[:100] = 0.0
+    found = distant_light.relit(seen, weight, live, rest)
+    assert torch.allclose(found, found[:1].expand_as(found)) and abs(float(found[0]) - 1) < 0.02
+    assert torch.equal(distant_light.relit(seen, 0 * seen, turned(rest), rest), torch.ones_like(seen))

@@ -144,6 +144,10 @@ from instant_nk.models import nearest_nodes_triton
 from tests import registration_parity
 nearest_nodes_triton.TOGETHER = 3
 registration_parity.check_nearest_nodes("cpu", 6, 5, 1.0)
+registration_parity.check_equally_near_nodes("cpu")
+import numpy as np
+whole, (early,) = nearest_nodes_triton.nearest(np.array([0, 1, 2]), np.array([1, 0]), np.ones(2), np.arange(2), 3.0, 4, [1], "cpu")
+assert whole.tolist() == [[0, 1, -1, -1], [1, 0, -1, -1]] and early.tolist() == [[0, -1, -1, -1]]
 """
 
 PROGRAMS = {

@@ -11,7 +11,7 @@ from PIL import Image
 
 from instant_nk import cli
 from instant_nk.errors import DataError
-from instant_nk.fitting import pair_registration
+from instant_nk.fitting import meshing, pair_registration
 from instant_nk.fitting.deformation_solver import Pose
 from instant_nk.fitting.pair_registration import PairSettings, register_pair, spread
 from instant_nk.fitting.registration import Options, judge
@@ -80,10 +80,31 @@ def test_an_oriented_point_cloud_is_moved_onto_another():
 def test_a_mesh_too_fine_for_its_graph_is_thinned_for_it_and_moved_whole(monkeypatch):
     source, target, live = pair_of()
     whole = register_pair(source, target, SETTINGS)
+    thinned = []
     monkeypatch.setattr(pair_registration, "GRAPH_FACES", 900)
+    monkeypatch.setattr(pair_registration, "GRAPH_FACES_PLAIN", 900)
+    monkeypatch.setattr(meshing, "decimate", lambda *given, decimate=meshing.decimate: thinned.append(given) or decimate(*given))
     fit = register_pair(source, target, SETTINGS)
+    assert len(thinned) == 1
     assert fit.converged and len(fit.moved.points) == len(source.points) and np.array_equal(fit.moved.faces, source.faces)
     assert error(fit.moved.points, live) < error(whole.moved.points, live) + 0.2
+
+
+def test_what_is_wrong_with_a_source_is_said_by_its_graph_though_alignment_goes_on_beside():
+    source, target, _ = pair_of()
+    points = source.points.copy()
+    points[7, 1] = np.nan
+    with pytest.raises(DataError, match="not finite"):
+        register_pair(Surface(points, source.normals, source.faces, source.colours), target, SETTINGS)
+    with pytest.raises(DataError, match="no area"):
+        register_pair(Surface(source.points, source.normals, source.faces[:0], source.colours), target, SETTINGS)
+
+
+def test_a_cloud_of_twins_has_a_scale():
+    points = np.repeat(np.random.default_rng(0).uniform(-1, 1, (150, 3)), 2, axis=0)
+    assert pair_registration._scale(points, SETTINGS) > 1e-3
+    coarse = pair_registration._scale(points[::2], dataclasses.replace(SETTINGS, max_nodes=25, node_spacing=None))
+    assert coarse == pytest.approx(4 * pair_registration._scale(points[::2], dataclasses.replace(SETTINGS, max_nodes=400, node_spacing=None)))
 
 
 def test_the_graph_of_a_point_cloud_keeps_the_two_sides_of_a_thin_sheet_and_two_balls_apart():
