@@ -22,13 +22,13 @@ from torch import Tensor
 from instant_nk.errors import NumericalError
 from instant_nk.fitting.block_cholesky import BlockCholesky
 from instant_nk.fitting.rivals import Probes
-from instant_nk.fitting.upload import upload
 from instant_nk.geometry import surface
 from instant_nk.geometry.rotations import project_to_so3, skew, so3_exp, turn
 from instant_nk.io.graph import Graph
 from instant_nk.io.mesh import Mesh
 from instant_nk.kernels import _backend
 from instant_nk.kernels._threads import beside, each, over_rows
+from instant_nk.kernels._upload import upload
 from instant_nk.models.deformation_graph import coarsen, skinning_weights
 
 COARSE_NODES = 80  # nodes of the coarse level: limbs and their joints, whatever the resolution of the graph

@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from instant_nk.fitting.upload import upload
 from instant_nk.kernels import _backend
 from instant_nk.kernels._triton_memory import launched
+from instant_nk.kernels._upload import upload
 
 VERTICES = 32  # of a program
 TOGETHER = 12  # rounds before the host asks whether the last one changed anything

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from instant_nk.fitting import upload
+from instant_nk.kernels import _upload as upload
 
 
 def test_arrays_packed_together_come_back_as_they_were():
