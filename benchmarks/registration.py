@@ -90,7 +90,7 @@ def parts(pair: Pair, device: str, repeats: int) -> list[tuple[str, int, list[fl
     with torch.no_grad():
         scene = spaces.similarity_from_box(np.stack([source.points.min(0), source.points.max(0)]))
         points, goal = (spaces.transform_points(scene, x.points) for x in (source, pair.target))
-        graph = measure("graph", lambda: pairs._graph(source, points, settings, device if has_triton(torch.empty(0, device=device)) else "cpu"))
+        graph = measure("graph", lambda: pairs._graph(source, points, settings, pairs.graph_device(device)))
         body = measure("points hung on the graph", lambda: Body.from_samples(graph, pairs._samples(source, points, True, settings.max_points, 0), device))
 
         def observe() -> Target:

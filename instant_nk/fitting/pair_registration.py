@@ -101,7 +101,7 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     points, goal = (spaces.transform_points(scene_from_world, x.points) for x in (source, target))
     coloured = settings.colours and source.colours is not None and target.colours is not None
     options = settings.options
-    where = device if has_triton(torch.empty(0, device=device)) else "cpu"
+    where = graph_device(device)
     if where != "cpu":
         _rehearse_graph(settings, where)
     growing = beside(_graph, source, points, settings, where)
@@ -124,6 +124,11 @@ def register_pair(source: Surface, target: Surface, settings: PairSettings, devi
     if target.seen is not None:
         fit = _leave_empty_space(body, fit, prepared, target.seen, world_from_scene, options)
     return _result(source, points, graph, body, prepared, fit, world_from_scene)
+
+
+def graph_device(device: str) -> str:
+    """Where a graph's nearest nodes are looked for in a registration on `device`: there, if Triton serves it, or on the CPU."""
+    return device if has_triton(torch.empty(0, device=device)) else "cpu"
 
 
 def _rehearse_graph(settings: PairSettings, device: str) -> None:
