@@ -4,16 +4,24 @@ Whittaker smoothing: of trajectories y find x that minimises `sum_t w_t |x_t - y
 The strength is the one that foretells best what it has not seen: with each frame left out in turn (for a linear smoother S that is
 `(y_t - x_t) / (1 - S_tt)`), its squared error is least. Motion that changes within a frame or two foretells itself badly from its
 neighbours, and then nothing is smoothed. (E. T. Whittaker 1923; P. Craven and G. Wahba 1979, Smoothing noisy data with spline functions.)
+
+Motion that turns back at every frame, as a dance filmed at two pictures a beat, is to trajectories the same as noise: its mean foretells it
+best. The surfaces know better: noise leaves them as near to what was observed as they were fitted, so smoothing that carries
+them off it smooths motion (`across`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from instant_nk.geometry import surface
+
 LEAST_FRAMES = 6  # of weight 1: fewer say too little of how they move
 STRENGTHS = 10.0 ** np.arange(-2, 2.01, 0.25)
 JUDGED_FRAMES, JUDGED_POINTS = 256, 4000  # that the strength is found on, evenly spread
 COLUMNS = 1 << 14  # coordinates smoothed at once
+ACROSS_SHARE = 0.9  # of the vertices, whose shift across the surface is to stay below
+ACROSS_LIMIT = 3.0  # times the median distance to the observed surface; of one and the same normal noise that share lies below 2.4 times the median
 FIXED = 1e6  # weight of a frame that stays where it is
 
 
@@ -58,3 +66,16 @@ def smooth(trajectories: np.ndarray, strength: float, weights: np.ndarray) -> np
         part = slice(start, start + COLUMNS)
         result[:, part] = solveh_banded(bands, weights[:, None] * flat[:, part].astype(np.float64), check_finite=False)
     return result.reshape(trajectories.shape)
+
+
+def across(before: np.ndarray, after: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """How far a frame's vertices were moved across the surface: what ACROSS_SHARE of them stay below, [F], the vertices' unit.
+
+    Args:
+        before: surfaces, [F, V, 3].
+        after: the same moved, [F, V, 3].
+        faces: i [T, 3]; vertices of none are left out.
+    """
+    used = np.unique(faces)
+    normals = (surface.vertex_normals(vertices.astype(np.float64), faces)[used] for vertices in before)
+    return np.array([np.quantile(np.abs(((b[used] - a[used]) * n).sum(-1)), ACROSS_SHARE) for a, b, n in zip(before, after, normals)])

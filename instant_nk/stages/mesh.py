@@ -138,10 +138,10 @@ def join(job: Job) -> None:
     parts = [mesh_io.load_animation(job.paths.mesh_window(w)) for w in windows]
     blended, disagreement = blend(parts, dataset.frames)
     seams = seam_numbers(blended, parts, disagreement)
-    converged = motion_io.load(job.paths.motion).converged
+    motion = motion_io.load(job.paths.motion)
     rest = dataset.to_world(mesh_io.load(job.paths.canonical_mesh).vertices)
-    whole, torn = tear(blended, rest, converged, job.config.mesh.tear_at)
-    animation, smoothed = smooth(whole, converged, dataset.canonical_frame, job.config.mesh.smoothing)
+    whole, torn = tear(blended, rest, motion.converged, job.config.mesh.tear_at)
+    animation, smoothed = smooth(whole, motion.converged, motion.residual / dataset.scale, dataset.canonical_frame, job.config.mesh.smoothing)
     exported = mesh_exports.write(job, dataset, animation)
     inputs = {"motion": artifact.file_hash(job.paths.motion)} | {w: artifact.file_hash(job.paths.mesh_window(w)) for w in windows}
     mesh_io.save_animation(job.paths.animation, animation, _header(job, inputs))
@@ -211,21 +211,31 @@ def tear(animation: Animation, rest: np.ndarray, converged: np.ndarray, limit: f
     return dataclasses.replace(animation, vertices=animation.vertices[:, place], faces=faces), {"torn_faces": int(cut.sum()), "closing_faces": len(caps)}
 
 
-def smooth(animation: Animation, converged: np.ndarray, canonical_frame: int, strength: float | None) -> tuple[Animation, dict[str, float]]:
+def smooth(
+    animation: Animation, converged: np.ndarray, residual: np.ndarray, canonical_frame: int, strength: float | None
+) -> tuple[Animation, dict[str, float]]:
     """The animation smoothed over time; each frame was fitted on its own, and what differs between neighbours at random is seen as jitter.
 
     Args:
         converged: of the frames, bool [N]; a doubtful one follows its neighbours.
-        strength: see `geometry.smoothing`; None: found from the trajectories.
+        residual: median distance of the moved surface to the observed one, world units, [N]; 0 where nobody measured it.
+        strength: see `geometry.smoothing`; None: found from the trajectories, and nothing where it would carry surfaces off what was observed.
 
     Returns:
         the animation, whose canonical frame stays; the strength used, and how far vertices moved on average, % of the box's diagonal.
     """
     weights = np.where(converged, 1.0, DOUBTFUL)
     weights[animation.frames == canonical_frame] = smoothing.FIXED
-    if strength is None:
+    found = strength is None
+    if found:
         strength = smoothing.strength(animation.vertices, weights)
     vertices = smoothing.smooth(animation.vertices, strength, weights)
+    judged = (weights == 1) & (residual > 0)
+    if found and strength and judged.any():
+        off = smoothing.across(animation.vertices[judged], vertices[judged], animation.faces) / residual[judged]
+        if np.median(off) > smoothing.ACROSS_LIMIT:
+            logger.info("not smoothed: strength %.3g would carry surfaces off what was observed by %.1f times what they are from it", strength, np.median(off))
+            strength, vertices = 0.0, animation.vertices.copy()
     low, high = animation.vertices.min((0, 1)), animation.vertices.max((0, 1))
     shift = float(np.linalg.norm(vertices - animation.vertices, axis=-1).mean()) * 100 / float(np.linalg.norm(high - low))
     logger.info("%s", log.fields(smoothing=strength, mean_shift_pct=shift))

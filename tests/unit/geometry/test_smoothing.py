@@ -77,3 +77,19 @@ def test_few_frames_are_not_judged():
     assert smoothing.strength(np.random.default_rng(6).normal(size=(5, 9, 3)), np.ones(5)) == 0
     assert smoothing.strength(np.random.default_rng(6).normal(size=(40, 9, 3)), np.full(40, 0.01)) == 0  # all of them lost
     assert smoothing.smooth(np.ones((1, 2, 3)), 1.0, np.ones(1)).shape == (1, 2, 3)
+
+
+def test_the_shift_across_a_surface_is_told_from_the_one_along_it():
+    side = 9
+    x, y = (v.ravel() for v in np.meshgrid(np.arange(side), np.arange(side), indexing="ij"))
+    flat = np.stack([x, y, 0 * x], -1).astype(np.float64)
+    corner = np.arange(side * side).reshape(side, side)[:-1, :-1].ravel()
+    faces = np.concatenate([np.stack([corner, corner + side, corner + 1], -1), np.stack([corner + 1, corner + side, corner + side + 1], -1)])
+    before = np.stack([flat, flat])
+    after = before + np.array([[[0.7, 0.2, 0.0]], [[0.7, 0.2, 0.05]]])
+    np.testing.assert_allclose(smoothing.across(before, after, faces), [0, 0.05], atol=1e-12)
+    few = before.copy()
+    few[:, : side // 2, 2] += 5.0  # a twentieth of the vertices
+    assert smoothing.across(before, few, faces).max() == 0
+    stray = np.concatenate([before, np.full((2, 20, 3), 9.0)], 1), np.concatenate([before, np.full((2, 20, 3), 1.0)], 1)
+    assert smoothing.across(*stray, faces).max() == 0  # vertices of no face
