@@ -102,8 +102,9 @@ def check_step(device: str, nodes: int, points: int, programs: int | None = None
     given = Evidence(*case.put(evidence.hessian, evidence.gradient))
     weight = deformation_solver.edge_weights(body, pose, 0.1, 0.5)
     (on_device,) = case.put(weight)
-    for rigidity in (0.1, torch.tensor(0.1, dtype=torch.float64, device=device)):
-        agree(solver_triton.edge_weights(there, case.moved(), rigidity, 0.5), weight, 1e-12)
+    there_too = (torch.tensor(value, dtype=torch.float64, device=device) for value in (0.1, 0.5))
+    for given_as in ((0.1, 0.5), tuple(there_too)):
+        agree(solver_triton.edge_weights(there, case.moved(), *given_as), weight, 1e-12)
     blocks, rhs = deformation_solver._normal_equations(body, pose, evidence, weight)
     found = solver_triton.normal_equations(there, case.moved(), given, on_device)
     agree(found[0], blocks, 1e-12)

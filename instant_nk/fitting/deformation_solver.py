@@ -516,7 +516,7 @@ def rigidity_energy(body: Body, pose: Pose, weight: Tensor) -> Tensor:
     return 0.5 * (weight * (forward.square().sum(-1) + backward.square().sum(-1))).sum()
 
 
-def edge_weights(body: Body, pose: Pose, rigidity: float, softening: float) -> Tensor:
+def edge_weights(body: Body, pose: Pose, rigidity: float | Tensor, softening: float | Tensor) -> Tensor:
     """Weight of each edge's rigidity term: stiffness, relaxed (Geman-McClure) where the strain exceeds `softening`, so that joints bend."""
     if compiled(body.nodes):
         weight = np.empty(len(body.edge))

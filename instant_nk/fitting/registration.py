@@ -49,8 +49,10 @@ class Options:
     Attributes:
         iterations: Gauss-Newton iterations per frame.
         rigidity: weight of rigidity against data at the end of the annealing.
-        rigidity_start: factor on it at the beginning.
-        softening: strain beyond which an edge's rigidity gives way.
+        rigidity_start: its weight at the beginning.
+        softening: strain beyond which an edge's rigidity gives way,
+        softening_start: the same when the annealing begins,
+        coarse_softening: and on the coarse level: a link that gives way while the motion is still unknown lets a limb slide along itself.
         max_distance: longest correspondence at the start.
         min_cosine: normal gate.
         tangential: weight of the sliding directions of a correspondence relative to its normal direction.
@@ -62,10 +64,12 @@ class Options:
     """
 
     iterations: int = 8
-    rigidity: float = 0.1
+    rigidity: float = 0.2
     rigidity_start: float = 1.0
     coarse_start: float = 30.0
-    softening: float = 0.5
+    softening: float = 0.3
+    softening_start: float = 0.5
+    coarse_softening: float = 2.0
     max_distance: float = 4.0
     min_cosine: float = 0.3
     tangential: float = 0.05
@@ -91,6 +95,13 @@ class Options:
     def colour_weight(self, spacing: float) -> float:
         """Weight of a squared difference of colour against a squared length of the surface, at an `image_weight` of one."""
         return (self.intensity_length * spacing / 0.05) ** 2
+
+    def for_given_surfaces(self) -> Options:
+        """These, for surfaces that somebody gives, without the noise of a reconstruction from images.
+
+        Noise is answered by stiffness and joints; without it, gentle bending everywhere is what was seen.
+        """
+        return replace(self, rigidity=0.5 * self.rigidity, softening=0.5, softening_start=0.5, coarse_softening=0.5)
 
     def for_plain(self, plainness: float) -> Options:
         """These, for a subject of which colours tell that share nothing (`image_evidence.plainness`).
@@ -176,7 +187,7 @@ def _assign_once(
     evidence = Evidence.none(body)
     evidence.add_positions(pick, -displacement, whole * share * (len(body.nodes) / len(pick)))
     rigidity = options.soft_rigidity * (sigma / options.soft_end) ** 2
-    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
+    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.coarse_softening))
     return pose.rotations, pose.translations
 
 
@@ -190,29 +201,33 @@ def rehearsals(body: Body, options: Options) -> list[Call]:
         pick = evenly(len(ones), options.soft_points, ones.device)
         goal = Cloud(level.points[pick], level.normals[pick], level.colours[pick], ones[pick])
         _assign_once(rest.rotations, rest.translations, level.spacing, level, pick, goal, options, level.spacing)
-        _match_once(rest.rotations, rest.translations, rest.rotations, rest.translations, 1.0, options.rigidity, level, itself, options)
+        _match_once(rest.rotations, rest.translations, rest.rotations, rest.translations, 1.0, options.rigidity, options.softening, level, itself, options)
         nearest_rotations(rest.rotations)
 
     return [functools.partial(once, level) for level in ([body] if body.coarse is None else [body, body.coarse.body])]
 
 
 def match_closely(body: Body, pose: Pose, target: Target, options: Options, iterations: int, start: float, end: float) -> Pose:
-    """Closest points both ways while the rigidity weight falls from `start` to `end`."""
+    """Closest points both ways while the rigidity weight falls from `start` to `end`, and links give way sooner."""
     progress = [i / max(iterations - 1, 1) for i in range(iterations)]
-    rows = [(p, math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(p / 0.7, 1.0))) for p in progress]
+
+    def rigidity(p: float) -> float:
+        return math.exp(math.log(start) + (math.log(end) - math.log(start)) * min(p / 0.7, 1.0))
+
+    rows = [(p, rigidity(p), options.softening_start + p * (options.softening - options.softening_start)) for p in progress]
     state = pose.rotations, pose.translations, pose.rotations, pose.translations
     return Pose(*repeat(_match_once, state, rows, (replace(body, coarse=None), target, options))[:2])
 
 
 def _match_once(
     rotations: Tensor, translations: Tensor, rotations_before: Tensor, translations_before: Tensor,
-    progress: float | Tensor, rigidity: float | Tensor, body: Body, target: Target, options: Options,
+    progress: float | Tensor, rigidity: float | Tensor, softening: float | Tensor, body: Body, target: Target, options: Options,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     pose = Pose(rotations, translations)
     if options.momentum:
         pose = _onward(pose, Pose(rotations_before, translations_before), options.momentum)
     evidence = surface_evidence(body, pose, target, options, progress)
-    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, options.softening))
+    pose, _ = step(body, pose, evidence, edge_weights(body, pose, rigidity, softening))
     return pose.rotations, pose.translations, rotations, translations
 
 
@@ -232,7 +247,8 @@ def move_coarsely(body: Body, pose: Pose, target: Target, options: Options) -> P
         return assign_softly(body, pose, target, options, body.spacing)
     level, few = body.coarse.placed(body, pose), target.thinned(options.coarse_points)
     increment = assign_softly(level, Pose.identity(level), few, options, body.spacing)
-    increment = match_closely(level, increment, few, options, options.coarse_iterations, options.coarse_start, options.coarse_rigidity)
+    holding = replace(options, softening_start=options.coarse_softening, softening=options.coarse_softening)
+    increment = match_closely(level, increment, few, holding, options.coarse_iterations, options.coarse_start, options.coarse_rigidity)
     return body.coarse.carry(level, increment, body, pose)
 
 

@@ -49,22 +49,24 @@ def _edge(edge, e, nodes, rotations, translations, live):
     return px, py, pz, qx, qy, qz, px - u, py - v, pz - w, u - qx, v - qy, w - qz, x * x + y * y + z * z
 
 
-@launched(do_not_specialize=["count", "rigidity"])
+@launched(do_not_specialize=["count"])
 def _relax_edges(edge, nodes, rotations, translations, stiffness, rigidity, softening, weight, count, ROWS: tl.constexpr):
     e = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = e < count
     px, py, pz, qx, qy, qz, fx, fy, fz, bx, by, bz, square = _edge(edge, e, nodes, rotations, translations, live)
     strain = 0.5 * (fx * fx + fy * fy + fz * fz + bx * bx + by * by + bz * bz) / tl.maximum(square, 1e-20)
-    ease = 1 + strain / (softening * softening)
+    give = tl.load(softening)
+    ease = 1 + strain / (give * give)
     tl.store(weight + e, tl.load(rigidity) * tl.load(stiffness + e, mask=live, other=0.0) / (ease * ease), mask=live)
 
 
-def edge_weights(body: Body, pose: Pose, rigidity: float | Tensor, softening: float) -> Tensor:
+def edge_weights(body: Body, pose: Pose, rigidity: float | Tensor, softening: float | Tensor) -> Tensor:
     """See `deformation_solver.edge_weights`."""
     weight = torch.empty_like(body.stiffness)
     with _backend.on(weight):
         _relax_edges[(triton.cdiv(len(weight), ROWS),)](
-            body.edge, body.nodes, pose.rotations.contiguous(), pose.translations.contiguous(), body.stiffness, in_memory(rigidity, weight), softening, weight, len(weight), ROWS=ROWS,
+            body.edge, body.nodes, pose.rotations.contiguous(), pose.translations.contiguous(), body.stiffness, in_memory(rigidity, weight), in_memory(softening, weight), weight, len(weight),
+            ROWS=ROWS,
         )  # fmt: skip
     return weight
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from instant_nk.config import Config
 from instant_nk.errors import DataError, NumericalError
-from instant_nk.fitting.pair_registration import LEAST_COVERAGE, PairFit, PairSettings, register_pair
-from instant_nk.fitting.registration import LOST_RIGIDITY, Options
+from instant_nk.fitting.pair_registration import LEAST_COVERAGE, PAIR, PairFit, PairSettings, register_pair
+from instant_nk.fitting.registration import LOST_RIGIDITY
 from instant_nk.io import rgbd, surface_file
 from instant_nk.io.surface_file import Surface
 
 logger = logging.getLogger(__name__)
 
-PAIR_MOMENTUM = 0.75  # a pair has farther to go; frames of a sequence are better off without (docs/decisions.md)
 DEPTH_NODES = 100  # nodes for one view of a depth camera; measured: with 400 the noise makes the surface slide, and the error doubles
 NEARBY = 0.3  # without a mask, what a second depth frame shows within this share of the subject's size around it may be the subject
 
@@ -29,7 +29,7 @@ def settings_of(config: Config, colours: bool = True, depth_camera: bool = False
         depth_camera: two frames of one: already in one place, too noisy for a fine graph.
     """
     g, r = config.graph, config.registration
-    options = Options(iterations=r.iterations, rigidity=Options.rigidity * r.rigidity_weight, momentum=PAIR_MOMENTUM)
+    options = replace(PAIR, iterations=r.iterations, rigidity=PAIR.rigidity * r.rigidity_weight)
     nodes = min(g.max_nodes, DEPTH_NODES) if depth_camera else g.max_nodes
     return PairSettings(nodes, g.node_spacing, g.anchors, g.neighbours, r.max_points, options, colours, align=not depth_camera)
 

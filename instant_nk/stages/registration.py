@@ -153,6 +153,8 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
     canonical = mesh.load(job.paths.canonical_mesh)
     body = Body.from_mesh(nodes, canonical, config.max_points, device, seed)
     options = Options(iterations=config.iterations, rigidity=Options.rigidity * config.rigidity_weight, image_weight=config.image_weight)
+    if job.config.observation.provider == "meshes":
+        options = options.for_given_surfaces()
 
     def observe(frame: int) -> Target:
         evidence = observation.load(job.paths.observation(frame))

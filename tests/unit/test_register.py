@@ -13,8 +13,8 @@ from instant_nk import cli
 from instant_nk.errors import DataError
 from instant_nk.fitting import meshing, pair_registration
 from instant_nk.fitting.deformation_solver import Pose
-from instant_nk.fitting.pair_registration import PairSettings, register_pair, spread
-from instant_nk.fitting.registration import Options, judge
+from instant_nk.fitting.pair_registration import PAIR, PairSettings, register_pair, spread
+from instant_nk.fitting.registration import judge
 from instant_nk.geometry import depth_map, surface
 from instant_nk.geometry.rotations import so3_exp
 from instant_nk.io import rgbd, surface_file
@@ -22,7 +22,7 @@ from instant_nk.io.surface_file import Surface
 from instant_nk.models import deformation_graph
 from tests.unit.shapes import bent, sphere, stripes, tube
 
-SETTINGS = PairSettings(max_nodes=100, max_points=1500, options=Options(iterations=10))
+SETTINGS = PairSettings(max_nodes=100, max_points=1500, options=dataclasses.replace(PAIR, iterations=10))
 
 
 def error(moved, truth):
