@@ -45,55 +45,15 @@ def _total(partial, PROGRAMS: tl.constexpr, ROOM: tl.constexpr):
 
 
 @triton.jit
-def _inverse(a, b, c, d, e, f):
-    """Of symmetric matrices [[a, b, c], [b, d, e], [c, e, f]]: the same six entries."""
-    p, q, r = d * f - e * e, c * e - b * f, b * e - c * d
-    s = 1.0 / (a * p + b * q + c * r)
-    return s * p, s * q, s * r, s * (a * f - c * c), s * (b * c - a * e), s * (a * d - b * b)
-
-
-@triton.jit
-def _invert_own(block, result, live, t0, t1, t2, t3, t4, t5):
-    """Inverse of symmetric 6 x 6 blocks with t added to their diagonals, by halves (Schur)."""
-    p00, p01, p02 = tl.load(block, mask=live, other=1.0) + t0, tl.load(block + 1, mask=live, other=0.0), tl.load(block + 2, mask=live, other=0.0)
-    p11, p12 = tl.load(block + 7, mask=live, other=1.0) + t1, tl.load(block + 8, mask=live, other=0.0)
-    p22 = tl.load(block + 14, mask=live, other=1.0) + t2
-    q00, q01, q02 = tl.load(block + 3, mask=live, other=0.0), tl.load(block + 4, mask=live, other=0.0), tl.load(block + 5, mask=live, other=0.0)
-    q10, q11, q12 = tl.load(block + 9, mask=live, other=0.0), tl.load(block + 10, mask=live, other=0.0), tl.load(block + 11, mask=live, other=0.0)
-    q20, q21, q22 = tl.load(block + 15, mask=live, other=0.0), tl.load(block + 16, mask=live, other=0.0), tl.load(block + 17, mask=live, other=0.0)
-    i00, i01, i02, i11, i12, i22 = _inverse(p00, p01, p02, p11, p12, p22)
-    x00, x01, x02 = i00 * q00 + i01 * q10 + i02 * q20, i00 * q01 + i01 * q11 + i02 * q21, i00 * q02 + i01 * q12 + i02 * q22
-    x10, x11, x12 = i01 * q00 + i11 * q10 + i12 * q20, i01 * q01 + i11 * q11 + i12 * q21, i01 * q02 + i11 * q12 + i12 * q22
-    x20, x21, x22 = i02 * q00 + i12 * q10 + i22 * q20, i02 * q01 + i12 * q11 + i22 * q21, i02 * q02 + i12 * q12 + i22 * q22
-    s00 = tl.load(block + 21, mask=live, other=1.0) + t3 - (q00 * x00 + q10 * x10 + q20 * x20)
-    s01 = tl.load(block + 22, mask=live, other=0.0) - (q00 * x01 + q10 * x11 + q20 * x21)
-    s02 = tl.load(block + 23, mask=live, other=0.0) - (q00 * x02 + q10 * x12 + q20 * x22)
-    s11 = tl.load(block + 28, mask=live, other=1.0) + t4 - (q01 * x01 + q11 * x11 + q21 * x21)
-    s12 = tl.load(block + 29, mask=live, other=0.0) - (q01 * x02 + q11 * x12 + q21 * x22)
-    s22 = tl.load(block + 35, mask=live, other=1.0) + t5 - (q02 * x02 + q12 * x12 + q22 * x22)
-    j00, j01, j02, j11, j12, j22 = _inverse(s00, s01, s02, s11, s12, s22)
-    y00, y01, y02 = -(x00 * j00 + x01 * j01 + x02 * j02), -(x00 * j01 + x01 * j11 + x02 * j12), -(x00 * j02 + x01 * j12 + x02 * j22)
-    y10, y11, y12 = -(x10 * j00 + x11 * j01 + x12 * j02), -(x10 * j01 + x11 * j11 + x12 * j12), -(x10 * j02 + x11 * j12 + x12 * j22)
-    y20, y21, y22 = -(x20 * j00 + x21 * j01 + x22 * j02), -(x20 * j01 + x21 * j11 + x22 * j12), -(x20 * j02 + x21 * j12 + x22 * j22)
-    i00, i01, i02 = i00 - (y00 * x00 + y01 * x01 + y02 * x02), i01 - (y00 * x10 + y01 * x11 + y02 * x12), i02 - (y00 * x20 + y01 * x21 + y02 * x22)
-    i11, i12 = i11 - (y10 * x10 + y11 * x11 + y12 * x12), i12 - (y10 * x20 + y11 * x21 + y12 * x22)
-    i22 = i22 - (y20 * x20 + y21 * x21 + y22 * x22)
-    _row(result, i00, i01, i02, y00, y01, y02, live)
-    _row(result + 6, i01, i11, i12, y10, y11, y12, live)
-    _row(result + 12, i02, i12, i22, y20, y21, y22, live)
-    _row(result + 18, y00, y10, y20, j00, j01, j02, live)
-    _row(result + 24, y01, y11, y21, j01, j11, j12, live)
-    _row(result + 30, y02, y12, y22, j02, j12, j22, live)
-
-
-@triton.jit
-def _row(at, v0, v1, v2, v3, v4, v5, live):
-    tl.store(at, v0, mask=live)
-    tl.store(at + 1, v1, mask=live)
-    tl.store(at + 2, v2, mask=live)
-    tl.store(at + 3, v3, mask=live)
-    tl.store(at + 4, v4, mask=live)
-    tl.store(at + 5, v5, mask=live)
+def _invert(a):
+    """Inverses of symmetric positive definite 6 x 6 matrices in [TILE, 8, 8], identity beyond, by Gauss and Jordan: few wide operations compile sooner than many."""
+    row, column = tl.arange(0, 8)[None, :, None], tl.arange(0, 8)[None, None, :]
+    for k in range(6):
+        along, down = tl.sum(tl.where(row == k, a, 0.0), 1)[:, None, :], tl.sum(tl.where(column == k, a, 0.0), 2)[:, :, None]
+        pivot = 1.0 / tl.sum(tl.where(column == k, along, 0.0), 2)[:, :, None]
+        swept = a - down * along * pivot
+        a = tl.where(row == k, tl.where(column == k, pivot, along * pivot), tl.where(column == k, -down * pivot, swept))
+    return a
 
 
 @triton.jit
@@ -101,11 +61,11 @@ def _precondition(inverse, r, z, first, last, TILE: tl.constexpr):
     """z = D^-1 r of a program's own nodes; returns r . z."""
     product = tl.zeros((), tl.float64)
     for start in range(first, last, TILE):
-        n, a = start + tl.arange(0, TILE)[:, None], tl.arange(0, 8)[None]
+        n, a, b = start + tl.arange(0, TILE)[:, None], tl.arange(0, 8)[None], tl.arange(0, 8)[None, None]
         live = (n < last) & (a < 6)
-        value = tl.zeros((TILE, 8), tl.float64)
-        for b in tl.static_range(6):
-            value += tl.load(inverse + n * 36 + a * 6 + b, mask=live, other=0.0) * tl.load(r + n * 6 + b, mask=n < last, other=0.0)
+        inside = live[:, :, None] & (b < 6)
+        block = tl.load(inverse + n[:, :, None] * 36 + a[:, :, None] * 6 + b, mask=inside, other=0.0)
+        value = tl.sum(block * tl.load(r + n[:, :, None] * 6 + b, mask=(n < last)[:, :, None] & (b < 6), other=0.0), 2)
         tl.store(z + n * 6 + a, value, mask=live, cache_modifier=".cg")
         product += tl.sum(tl.sum(value * tl.load(r + n * 6 + a, mask=live, other=0.0), 1), 0)
     return product
@@ -132,12 +92,14 @@ def _conjugate_gradients(
         sums += tl.sum(tl.load(blocks + at[:, None] * 36 + 7 * part[None], mask=(n < nodes)[:, None] & (part < 6)[None], other=0.0), 0)
     scale = sums / nodes  # per unknown kind: rotations and translations have different units
     added = damping * scale + 1e-12 * tl.max(scale, 0) + 1e-300
-    t0, t1, t2 = tl.sum(tl.where(part == 0, added, 0.0), 0), tl.sum(tl.where(part == 1, added, 0.0), 0), tl.sum(tl.where(part == 2, added, 0.0), 0)
-    t3, t4, t5 = tl.sum(tl.where(part == 3, added, 0.0), 0), tl.sum(tl.where(part == 4, added, 0.0), 0), tl.sum(tl.where(part == 5, added, 0.0), 0)
     for start in range(first, last, TILE):
         n = start + tl.arange(0, TILE)
-        own = tl.load(diagonal + n, mask=n < last, other=0)
-        _invert_own(blocks + own * 36, inverse + n * 36, n < last, t0, t1, t2, t3, t4, t5)
+        own = tl.load(diagonal + n, mask=n < last, other=0)[:, None, None] * 36
+        a, b = part[None, :, None], part[None, None, :]
+        at, inside = a * 6 + b, (n < last)[:, None, None] & (a < 6) & (b < 6)
+        upper = tl.where(a <= b, at, b * 6 + a)  # below the diagonal a block of its own holds whatever it holds
+        block = tl.load(blocks + own + upper, mask=inside, other=0.0)
+        tl.store(inverse + n[:, None, None] * 36 + at, _invert(tl.where(a == b, tl.where(inside, block + added[None, :, None], 1.0), block)), mask=inside)
         n, a = n[:, None], part[None]
         live = (n < last) & (a < 6)
         tl.store(r + n * 6 + a, tl.load(rhs + n * 6 + a, mask=live, other=0.0), mask=live)

@@ -40,7 +40,7 @@ def _place(
     mx, my, mz = load3(normals, n, live)
     zero = tl.zeros((ROWS,), tl.float64)
     fx, fy, fz, square, tx, ty, tz, ox, oy, oz = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    for k in tl.static_range(KNN):
+    for k in range(KNN):
         node, w = tl.load(anchors + n * KNN + k, mask=live, other=0), tl.load(weights + n * KNN + k, mask=live, other=0.0)
         gx, gy, gz = load3(nodes, node, live)
         sx, sy, sz = load3(translations, node, live)
@@ -50,8 +50,7 @@ def _place(
         r3, r4, r5 = tl.load(r + 3, mask=live, other=0.0), tl.load(r + 4, mask=live, other=0.0), tl.load(r + 5, mask=live, other=0.0)
         r6, r7, r8 = tl.load(r + 6, mask=live, other=0.0), tl.load(r + 7, mask=live, other=0.0), tl.load(r + 8, mask=live, other=0.0)
         ax, ay, az = r0 * x + r1 * y + r2 * z + gx + sx, r3 * x + r4 * y + r5 * z + gy + sy, r6 * x + r7 * y + r8 * z + gz + sz
-        if k == 0:  # relative to where the first anchor wants it, so that nothing cancels
-            ox, oy, oz = ax, ay, az
+        ox, oy, oz = tl.where(k == 0, ax, ox), tl.where(k == 0, ay, oy), tl.where(k == 0, az, oz)  # relative to the first anchor's wish: nothing cancels
         ax, ay, az = ax - ox, ay - oy, az - oz
         fx, fy, fz, square = fx + w * ax, fy + w * ay, fz + w * az, square + w * (ax * ax + ay * ay + az * az)
         tx, ty, tz = tx + w * (r0 * mx + r1 * my + r2 * mz), ty + w * (r3 * mx + r4 * my + r5 * mz), tz + w * (r6 * mx + r7 * my + r8 * mz)

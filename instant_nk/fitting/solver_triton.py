@@ -49,7 +49,7 @@ def _edge(edge, e, nodes, rotations, translations, live):
     return px, py, pz, qx, qy, qz, px - u, py - v, pz - w, u - qx, v - qy, w - qz, x * x + y * y + z * z
 
 
-@launched(do_not_specialize=["count"])
+@launched(do_not_specialize=["count", "rigidity", "softening"])
 def _relax_edges(edge, nodes, rotations, translations, stiffness, rigidity, softening, weight, count, ROWS: tl.constexpr):
     e = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = e < count
@@ -77,7 +77,7 @@ def _lay_arms(points, anchors, nodes, rotations, arm, count, KNN: tl.constexpr, 
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = n < count
     x, y, z = load3(points, n, live)
-    for k in tl.static_range(KNN):
+    for k in range(KNN):  # not unrolled: it runs as fast, and Triton's search for neighbouring accesses takes time with the square of them
         node = tl.load(anchors + n * KNN + k, mask=live, other=0)
         gx, gy, gz = load3(nodes, node, live)
         a, b, c = _turned(rotations, node, x - gx, y - gy, z - gz, live)
@@ -217,7 +217,7 @@ def _try_steps(twists, rotations, translations, turned, moved, count, TRIES: tl.
     sx, sy, sz = load3(twists, 2 * m + 1, live)
     tx, ty, tz = load3(translations, m, live)
     length = longest
-    for t in tl.static_range(TRIES):
+    for t in range(TRIES):
         x, y, z = length * ox, length * oy, length * oz
         squared = x * x + y * y + z * z
         small = squared < 1e-4
@@ -258,7 +258,7 @@ def _weigh_tries(
         live = n < tl.where(begun, 0, count)
         x, y, z = load3(points, n, live)
         dx, dy, dz = energy, energy, energy
-        for k in tl.static_range(KNN):
+        for k in range(KNN):
             node, w = tl.load(anchors + n * KNN + k, mask=live, other=0), tl.load(weights + n * KNN + k, mask=live, other=0.0)
             gx, gy, gz = load3(nodes, node, live)
             ax, ay, az = _turned(there, node, x - gx, y - gy, z - gz, live)
