@@ -33,7 +33,7 @@ STAGE_READS = {
     "canonical": ("canonical",),
     "graph": ("graph", "registration.source", "registration.folder"),
     "observation": ("observation",),
-    "registration": ("registration", "observation.provider"),
+    "registration": ("registration",),
     "field": ("field",),
     "mesh": ("mesh", "field.dyna_mode", "field.window_frames", "field.overlap", "report.fps"),
     "report": ("report", "field.dyna_mode", "field.window_frames", "field.overlap", "observation.frames_per_job"),

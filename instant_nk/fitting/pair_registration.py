@@ -38,7 +38,7 @@ GREY = 0.5
 GRAPH_FACES = 150_000  # a finer mesh is thinned to this before nodes are spread over it, which from there on takes less time than to spread them at once,
 GRAPH_FACES_PLAIN = 40_000  # and without compiled loops to this
 EMPTY_ITERATIONS = 10
-PAIR = replace(Options().for_given_surfaces(), momentum=0.75)  # a pair has farther to go; frames of a sequence are better off without (docs/decisions.md)
+PAIR = replace(Options().for_noise(0), momentum=0.75)  # a pair has farther to go; frames of a sequence are better off without (docs/decisions.md)
 LEAST_COVERAGE = 0.6  # share of one surface that the other must explain: two partial views overlap by less than two frames of a whole subject
 
 

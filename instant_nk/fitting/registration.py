@@ -37,6 +37,8 @@ from instant_nk.models.deformation_graph import LONG_RANGE_WEIGHT
 PLACED = 0.5  # progress from which the surface is near enough that parts which lie at each other are rivals, and not merely on their way
 LOST_COVERAGE = 0.75  # share of observed points that must be explained
 BRIDGE = 0.5 * LONG_RANGE_WEIGHT  # links weaker than this, relative to the strongest, only tie components together
+NOISE = (0.008, 0.028)  # node spacings: at the first observed surfaces are as good as exact, at the second as noisy as those that the options are for
+EXACT_SOFTENING = 0.5  # of links, where surfaces are exact; then they are half as stiff
 PLAIN_TANGENTIAL = 0.65  # added to `Options.tangential` where colours say nothing at all,
 PLAIN_SURFACE = 1.3  # and to `Options.surface_weight`
 LOST_RIGIDITY = 1.2  # mean edge error, in spacings, at which the surface is crumpled rather than bent
@@ -96,12 +98,20 @@ class Options:
         """Weight of a squared difference of colour against a squared length of the surface, at an `image_weight` of one."""
         return (self.intensity_length * spacing / 0.05) ** 2
 
-    def for_given_surfaces(self) -> Options:
-        """These, for surfaces that somebody gives, without the noise of a reconstruction from images.
+    def for_noise(self, noise: float) -> Options:
+        """These, for observed surfaces that lie so many node spacings from the canonical one at its own frame, where nothing has moved.
 
-        Noise is answered by stiffness and joints; without it, gentle bending everywhere is what was seen.
+        Noise is answered by stiff parts and joints; without it, gentle bending everywhere is what was seen.
         """
-        return replace(self, rigidity=0.5 * self.rigidity, softening=0.5, softening_start=0.5, coarse_softening=0.5)
+        share = min(max((noise - NOISE[0]) / (NOISE[1] - NOISE[0]), 0.0), 1.0)
+
+        def between(exact: float, noisy: float) -> float:
+            return exact ** (1 - share) * noisy**share
+
+        return replace(
+            self, rigidity=self.rigidity * between(0.5, 1.0), softening=between(EXACT_SOFTENING, self.softening),
+            coarse_softening=between(EXACT_SOFTENING, self.coarse_softening),
+        )  # fmt: skip
 
     def for_plain(self, plainness: float) -> Options:
         """These, for a subject of which colours tell that share nothing (`image_evidence.plainness`).

@@ -16,7 +16,7 @@ from instant_nk.fitting import frame_images, image_evidence, repeated, rig_motio
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.lookahead import Lookahead
-from instant_nk.fitting.registration import Fit, Options, Pictures, rehearsals
+from instant_nk.fitting.registration import Fit, Options, Pictures, judge, rehearsals
 from instant_nk.fitting.registration_agreement import settle_sequence
 from instant_nk.fitting.registration_sequence import chains, register_sequence
 from instant_nk.io import artifact, dataset, ed_folder, graph, mesh, motion, observation
@@ -153,8 +153,6 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
     canonical = mesh.load(job.paths.canonical_mesh)
     body = Body.from_mesh(nodes, canonical, config.max_points, device, seed)
     options = Options(iterations=config.iterations, rigidity=Options.rigidity * config.rigidity_weight, image_weight=config.image_weight)
-    if job.config.observation.provider == "meshes":
-        options = options.for_given_surfaces()
 
     def observe(frame: int) -> Target:
         evidence = observation.load(job.paths.observation(frame))
@@ -172,6 +170,10 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
         if config.image_weight > 0:
             pictures, plainness = _pictures(data, nodes, canonical, body, options, device)
             options = options.for_plain(plainness)
+    if data.canonical_frame in data.frames:
+        noise = judge(body, Pose.identity(body), observe(data.canonical_frame)).residual / body.spacing
+        options = options.for_noise(noise)
+        logger.info("%s", log.fields(noise_spacing=noise, rigidity=options.rigidity, softening=options.softening))
     known = _resume(job, header, body)
     if given is not None:
         return _to_motion(rig_motion.refine(body, given, data.canonical_frame, observe, options, pictures, known, done))

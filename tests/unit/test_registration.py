@@ -12,7 +12,7 @@ from instant_nk.errors import NumericalError
 from instant_nk.fitting import rigid_alignment, rivals
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Evidence, Pose, _normal_equations, apply_twists, edge_weights, rigidity_energy, step, warp
-from instant_nk.fitting.registration import Options, _onward, register_from
+from instant_nk.fitting.registration import NOISE, Options, _onward, register_from
 from instant_nk.fitting.registration_sequence import register_sequence
 from instant_nk.geometry.rotations import so3_exp
 from instant_nk.models import deformation_graph
@@ -149,6 +149,16 @@ def test_twenty_percent_outliers_are_ignored():
 
     error, _ = track(vertices, faces, bent(vertices, np.radians(20)), spoil)
     assert error.mean() < 0.5 and np.percentile(error, 95) < 1.5
+
+
+def test_noisier_surfaces_ask_for_stiffer_links_that_give_way_sooner():
+    exact, middle, noisy = (OPTIONS.for_noise(noise) for noise in (0.0, 0.018, 1.0))
+    assert noisy == OPTIONS and OPTIONS.for_noise(float("inf")) == OPTIONS  # an observation that nothing agrees with
+    assert OPTIONS.for_noise(NOISE[0]) == exact
+    assert exact.rigidity < middle.rigidity < noisy.rigidity
+    assert exact.softening > middle.softening > noisy.softening
+    assert exact.coarse_softening < middle.coarse_softening < noisy.coarse_softening
+    assert dataclasses.replace(OPTIONS, rigidity=3.0).for_noise(0.0).rigidity == pytest.approx(1.5)  # a weight that was asked for stays a factor
 
 
 def test_momentum_goes_on_as_the_last_step_went_and_flings_nothing_round():
