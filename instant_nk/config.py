@@ -82,7 +82,7 @@ class CanonicalConfig:
     isosurface_resolution: int = key(144, "cells per axis when the surface is extracted")
     target_faces: int | None = key(20000, "decimate the canonical mesh to this many triangles; null: keep all")
     ema: float = key(0.0, "decay of the running mean of the weights that is exported, e.g. 0.95; 0: the last weights")
-    keep_components: float = key(0.02, "keep surface components of at least this share of the largest one's area")
+    keep_components: float = key(0.005, "keep surface components of at least this share of the largest one's area")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ class MeshConfig:
         4.0, "cut faces that stretch beyond this many times their length, between parts that touched at rest, and close the holes; 0: keep them"
     )
     smoothing: float | None = key(
-        None, "smoothing of the vertices over time, weight of squared second differences; null: as much as they show to be noise; 0: none"
+        None,
+        "smoothing of the vertices over time, weight of squared second differences; null: as much as they show to be noise, nothing where that would carry surfaces off what was observed; 0: none",
     )
 
 

@@ -14,9 +14,9 @@ from instant_nk.errors import ConfigError, ContractError
 STAGE_VERSION = {
     "synthetic": 1,
     "dataset": 4,
-    "canonical": 4,
+    "canonical": 5,
     "graph": 2,
-    "observation": 6,
+    "observation": 7,
     "registration": 11,
     "field": 5,
     "mesh": 4,

@@ -88,12 +88,17 @@ def _around(inside: np.ndarray) -> slice:
 
 
 def keep_components(vertices: np.ndarray, faces: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Connected components of at least `share` of the largest one's area, unused vertices dropped."""
+    """Connected components of at least `share` of the largest one's area, unused vertices dropped.
+
+    One that is turned inside out, and so bounds a hole within another, is nothing that anybody sees, and is dropped too.
+    """
     part = surface.components(len(vertices), faces)[faces[:, 0]]
-    corner = vertices[faces]
-    area = 0.5 * np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
-    sizes = np.bincount(part, weights=area)
-    faces = faces[(sizes >= share * sizes.max())[part]]
+    a, b, c = vertices[faces].astype(np.float64).transpose(1, 0, 2)
+    cross = np.cross(b - a, c - a)
+    sizes = np.bincount(part, weights=np.linalg.norm(cross, axis=1))
+    volumes = np.bincount(part, weights=((a - vertices.mean(0)) * cross).sum(1))
+    largest = np.arange(len(sizes)) == sizes.argmax()
+    faces = faces[(largest | ((sizes >= share * sizes.max()) & (volumes > 0)))[part]]
     used, flat = np.unique(faces, return_inverse=True)
     return vertices[used], flat.reshape(-1, 3).astype(np.int32)
 

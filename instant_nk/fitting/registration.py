@@ -103,7 +103,7 @@ class Options:
 
         Noise is answered by stiff parts and joints; without it, gentle bending everywhere is what was seen.
         """
-        share = min(max((noise - NOISE[0]) / (NOISE[1] - NOISE[0]), 0.0), 1.0)
+        share = min(max((noise - NOISE[0]) / (NOISE[1] - NOISE[0]), 0.0), 1.0) if math.isfinite(noise) else 1.0
 
         def between(exact: float, noisy: float) -> float:
             return exact ** (1 - share) * noisy**share

@@ -20,8 +20,8 @@ LEAST_FRAMES = 6  # of weight 1: fewer say too little of how they move
 STRENGTHS = 10.0 ** np.arange(-2, 2.01, 0.25)
 JUDGED_FRAMES, JUDGED_POINTS = 256, 4000  # that the strength is found on, evenly spread
 COLUMNS = 1 << 14  # coordinates smoothed at once
-ACROSS_SHARE = 0.9  # of the vertices, whose shift across the surface is to stay below
-ACROSS_LIMIT = 3.0  # times the median distance to the observed surface; of one and the same normal noise that share lies below 2.4 times the median
+ACROSS_SHARE = 0.98  # of the vertices, whose shift across the surface is to stay below
+ACROSS_LIMIT = 4.0  # times the median distance to the observed surface; the root mean square of normal noise is 1.5 times its median
 FIXED = 1e6  # weight of a frame that stays where it is
 
 
@@ -68,14 +68,21 @@ def smooth(trajectories: np.ndarray, strength: float, weights: np.ndarray) -> np
     return result.reshape(trajectories.shape)
 
 
-def across(before: np.ndarray, after: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """How far a frame's vertices were moved across the surface: what ACROSS_SHARE of them stay below, [F], the vertices' unit.
+def across(before: np.ndarray, after: np.ndarray, faces: np.ndarray, frames: np.ndarray) -> float:
+    """How far vertices were moved across the surface, root mean square over frames: what ACROSS_SHARE of them stay below, the vertices' unit.
 
     Args:
         before: surfaces, [F, V, 3].
         after: the same moved, [F, V, 3].
         faces: i [T, 3]; vertices of none are left out.
+        frames: rows that are judged, JUDGED_FRAMES of them, evenly spread, where there are more.
     """
     used = np.unique(faces)
-    normals = (surface.vertex_normals(vertices.astype(np.float64), faces)[used] for vertices in before)
-    return np.array([np.quantile(np.abs(((b[used] - a[used]) * n).sum(-1)), ACROSS_SHARE) for a, b, n in zip(before, after, normals)])
+    if not len(used) or not len(frames):
+        return 0.0
+    frames = frames[np.linspace(0, len(frames) - 1, min(len(frames), JUDGED_FRAMES)).astype(int)]
+    total = np.zeros(len(used))
+    for frame in frames:
+        normals = surface.vertex_normals(before[frame].astype(np.float64), faces)[used]
+        total += ((after[frame, used] - before[frame, used]) * normals).sum(-1) ** 2
+    return float(np.quantile(np.sqrt(total / len(frames)), ACROSS_SHARE))

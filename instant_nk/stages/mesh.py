@@ -217,7 +217,7 @@ def smooth(
     """The animation smoothed over time; each frame was fitted on its own, and what differs between neighbours at random is seen as jitter.
 
     Args:
-        converged: of the frames, bool [N]; a doubtful one follows its neighbours.
+        converged: of the frames, bool [N]; a doubtful one follows its neighbours where anything is smoothed.
         residual: median distance of the moved surface to the observed one, world units, [N]; 0 where nobody measured it.
         strength: see `geometry.smoothing`; None: found from the trajectories, and nothing where it would carry surfaces off what was observed.
 
@@ -230,11 +230,13 @@ def smooth(
     if found:
         strength = smoothing.strength(animation.vertices, weights)
     vertices = smoothing.smooth(animation.vertices, strength, weights)
-    judged = (weights == 1) & (residual > 0)
-    if found and strength and judged.any():
-        off = smoothing.across(animation.vertices[judged], vertices[judged], animation.faces) / residual[judged]
-        if np.median(off) > smoothing.ACROSS_LIMIT:
-            logger.info("not smoothed: strength %.3g would carry surfaces off what was observed by %.1f times what they are from it", strength, np.median(off))
+    judged = np.flatnonzero((weights == 1) & (residual > 0))
+    if found and strength and len(judged):
+        off = smoothing.across(animation.vertices, vertices, animation.faces, judged) / float(np.median(residual[judged]))
+        if off > smoothing.ACROSS_LIMIT:
+            logger.info(
+                "not smoothed: strength %.3g would carry parts of the surface off what was observed, by %.1f times what they lie from it", strength, off
+            )
             strength, vertices = 0.0, animation.vertices.copy()
     low, high = animation.vertices.min((0, 1)), animation.vertices.max((0, 1))
     shift = float(np.linalg.norm(vertices - animation.vertices, axis=-1).mean()) * 100 / float(np.linalg.norm(high - low))

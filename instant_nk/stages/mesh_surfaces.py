@@ -21,7 +21,7 @@ from instant_nk.models.live_field import LiveField
 logger = logging.getLogger(__name__)
 
 CELLS_PER_GRID_CELL = 2.5  # of the isosurface's grid per cell of the occupancy grid, as the canonical stage's presets have it
-KEEP_COMPONENTS = 0.02
+KEEP_COMPONENTS = 0.005
 BLOCK = 1 << 16  # vertices coloured at once
 
 

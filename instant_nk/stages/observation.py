@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 LEVELS, FEATURES, BASE, HIDDEN = 6, 4, 12, 32  # of the quick surface: its config says only how long and how fine
 LEARNING_RATE, EIKONAL_WEIGHT, INV_STD = 2e-2, 0.05, 256.0  # twice the canonical step size and a sharp start: a few hundred steps have to carve the hull
-KEEP_COMPONENTS = 0.01
+KEEP_COMPONENTS = 0.005
 TOGETHER = 4  # frames trained side by side on a GPU
 LONGEST_EDGE = 0.05  # scene units, of given meshes: about a node's distance to its neighbours
 DEPTH_EDGE = 0.02  # scene units: a larger step in depth between neighbouring pixels is an occlusion, not a surface,

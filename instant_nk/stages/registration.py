@@ -170,10 +170,9 @@ def _solve(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict, gi
         if config.image_weight > 0:
             pictures, plainness = _pictures(data, nodes, canonical, body, options, device)
             options = options.for_plain(plainness)
-    if data.canonical_frame in data.frames:
-        noise = judge(body, Pose.identity(body), observe(data.canonical_frame)).residual / body.spacing
-        options = options.for_noise(noise)
-        logger.info("%s", log.fields(noise_spacing=noise, rigidity=options.rigidity, softening=options.softening))
+    noise = judge(body, Pose.identity(body), observe(data.canonical_frame)).residual / body.spacing
+    options = options.for_noise(noise)
+    logger.info("%s", log.fields(noise_spacing=noise, rigidity=options.rigidity, softening=options.softening))
     known = _resume(job, header, body)
     if given is not None:
         return _to_motion(rig_motion.refine(body, given, data.canonical_frame, observe, options, pictures, known, done))

@@ -257,6 +257,13 @@ def test_motion_that_turns_back_at_every_frame_is_not_taken_for_noise():
     assert smoothed(dance, residual=0.0)[1]["smoothing"] > 0  # nobody measured
 
 
+def test_a_dance_in_a_short_part_of_a_clip_is_kept():
+    clip = swinging(60, 0.002)
+    clip[20:28] += turning_back(8, 0.2) - moving([0])[0]
+    assert smoothing.strength(clip.astype(np.float32), np.r_[np.ones(3), smoothing.FIXED, np.ones(56)]) > 0
+    assert smoothed(clip)[1] == {"smoothing": 0.0, "smoothing_shift_pct": 0.0}
+
+
 def test_a_frame_that_registration_lost_follows_its_neighbours():
     vertices, true = swinging(40, 0.01), swinging(40, 0)
     vertices[20] += 0.5

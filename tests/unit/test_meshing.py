@@ -97,6 +97,15 @@ def test_parts_below_a_share_of_the_largest_ones_area_are_dropped(share, kept):
     assert trimesh.Trimesh(vertices, faces, process=False).is_watertight
 
 
+def test_a_hole_within_a_part_is_dropped_and_a_part_within_a_hole_is_not():
+    outer, hole, inner = (trimesh.creation.icosphere(2, r).apply_translation([50.0, 0, 0]) for r in (1.0, 0.8, 0.5))
+    hole.invert()
+    mesh = trimesh.util.concatenate([outer, hole, inner])
+    vertices, faces = meshing.keep_components(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32), 0.02)
+    radii = np.linalg.norm(vertices - [50, 0, 0], axis=1)
+    assert len(faces) == 640 and np.count_nonzero(radii > 0.9) == np.count_nonzero(radii < 0.6) == 162
+
+
 def test_decimation_reaches_its_target_and_keeps_the_shape():
     vertices, faces = meshing.isosurface(sampled(ball, 48))
     few_vertices, few = meshing.decimate(vertices, faces, 1000)

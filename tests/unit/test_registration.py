@@ -153,7 +153,8 @@ def test_twenty_percent_outliers_are_ignored():
 
 def test_noisier_surfaces_ask_for_stiffer_links_that_give_way_sooner():
     exact, middle, noisy = (OPTIONS.for_noise(noise) for noise in (0.0, 0.018, 1.0))
-    assert noisy == OPTIONS and OPTIONS.for_noise(float("inf")) == OPTIONS  # an observation that nothing agrees with
+    assert noisy == OPTIONS
+    assert OPTIONS.for_noise(float("inf")) == OPTIONS.for_noise(float("nan")) == OPTIONS  # an observation that nothing agrees with
     assert OPTIONS.for_noise(NOISE[0]) == exact
     assert exact.rigidity < middle.rigidity < noisy.rigidity
     assert exact.softening > middle.softening > noisy.softening

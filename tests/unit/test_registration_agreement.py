@@ -58,8 +58,10 @@ def test_the_parts_leave_out_what_wanders_in_each_frame_its_own_way(sequence, mo
     guides, undisturbed = (dict(_guides(body, {f: fit.pose for f, fit in some.items()})) for some in (moved, fits))
     before = wander(body, moved, fits)
     after = np.mean([(guides[f].positions - undisturbed[f].positions).norm(dim=-1).mean() for f in fits if f]) / body.spacing
+    bias = np.mean([(undisturbed[f].positions - body.warp(fits[f].pose)).norm(dim=-1).mean() for f in fits if f]) / body.spacing
     assert before > 0.1
     assert after < 0.9 * before
+    assert bias < before  # and what they say is where the surface is
     assert all(bool((guide.weight > 0).all()) and bool((guide.weight <= 1).all()) for guide in guides.values())
 
 

@@ -87,9 +87,12 @@ def test_the_shift_across_a_surface_is_told_from_the_one_along_it():
     faces = np.concatenate([np.stack([corner, corner + side, corner + 1], -1), np.stack([corner + 1, corner + side, corner + side + 1], -1)])
     before = np.stack([flat, flat])
     after = before + np.array([[[0.7, 0.2, 0.0]], [[0.7, 0.2, 0.05]]])
-    np.testing.assert_allclose(smoothing.across(before, after, faces), [0, 0.05], atol=1e-12)
+    both = np.arange(2)
+    assert smoothing.across(before, after, faces, both[:1]) == pytest.approx(0, abs=1e-12)
+    assert smoothing.across(before, after, faces, both) == pytest.approx(0.05 / 2**0.5)
     few = before.copy()
-    few[:, : side // 2, 2] += 5.0  # a twentieth of the vertices
-    assert smoothing.across(before, few, faces).max() == 0
+    few[:, :4, 2] += 5.0  # a twentieth of the vertices: a hand
+    assert smoothing.across(before, few, faces, both) > 1
     stray = np.concatenate([before, np.full((2, 20, 3), 9.0)], 1), np.concatenate([before, np.full((2, 20, 3), 1.0)], 1)
-    assert smoothing.across(*stray, faces).max() == 0  # vertices of no face
+    assert smoothing.across(*stray, faces, both) == 0  # vertices of no face
+    assert smoothing.across(before, after, faces[:0], both) == smoothing.across(before, after, faces, both[:0]) == 0
