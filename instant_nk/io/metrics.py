@@ -67,7 +67,10 @@ QUANTITIES = {
     "within_jolt_pct": Quantity("% of the box's diagonal", "change of velocity of the vertices from frame to frame: a seam should not exceed it"),
     "torn_faces": Quantity("faces", "cut because they hung between parts that touched at the canonical frame and come apart (mesh.tear_at)"),
     "closing_faces": Quantity("faces", "that close the holes which cutting left"),
-    "smoothing": Quantity("weight", "smoothing of the vertices over time (mesh.smoothing), found from the trajectories where it is not given; 0: none, or it would have carried surfaces off what was observed"),
+    "smoothing": Quantity(
+        "weight",
+        "smoothing of the vertices over time (mesh.smoothing), found from the trajectories where it is not given; 0: none, or it would have carried surfaces off what was observed",
+    ),
     "smoothing_shift_pct": Quantity("% of the box's diagonal", "how far smoothing moved vertices"),
     "not_converged_frames": Quantity("frames", "frames that registration calls doubtful", "less"),
     "mesh_watertight": Quantity("1 yes, 0 no", "whether every edge of the mesh has exactly two faces", "more"),
