@@ -14,6 +14,7 @@ from instant_nk.geometry import surface
 from instant_nk.models.occupancy import dilate
 
 CORNER_MARGIN = 0.02  # of a cell: how near the surface comes to a grid's corner
+SMALLEST_PART = 0.005  # share of the largest one's area from which on a separate piece of surface is a part of the subject (docs/decisions.md)
 _ONE_AT_A_TIME = threading.Lock()  # fast_simplification keeps the mesh it works on in a place that all threads share
 
 
@@ -87,7 +88,7 @@ def _around(inside: np.ndarray) -> slice:
     return slice(max(int(rows[0]) - 1, 0), int(rows[-1]) + 2)
 
 
-def keep_components(vertices: np.ndarray, faces: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+def keep_components(vertices: np.ndarray, faces: np.ndarray, share: float = SMALLEST_PART) -> tuple[np.ndarray, np.ndarray]:
     """Connected components of at least `share` of the largest one's area, unused vertices dropped.
 
     One that is turned inside out, and so bounds a hole within another, is nothing that anybody sees, and is dropped too.

@@ -218,7 +218,7 @@ def smooth(
 
     Args:
         converged: of the frames, bool [N]; a doubtful one follows its neighbours where anything is smoothed.
-        residual: median distance of the moved surface to the observed one, world units, [N]; 0 where nobody measured it.
+        residual: median distance of the moved surface to the observed one, world units, [N]; 0 where nobody measured it, and then nothing is smoothed unasked.
         strength: see `geometry.smoothing`; None: found from the trajectories, and nothing where it would carry surfaces off what was observed.
 
     Returns:
@@ -227,11 +227,11 @@ def smooth(
     weights = np.where(converged, 1.0, DOUBTFUL)
     weights[animation.frames == canonical_frame] = smoothing.FIXED
     found = strength is None
-    if found:
-        strength = smoothing.strength(animation.vertices, weights)
-    vertices = smoothing.smooth(animation.vertices, strength, weights)
     judged = np.flatnonzero((weights == 1) & (residual > 0))
-    if found and strength and len(judged):
+    if found:
+        strength = smoothing.strength(animation.vertices, weights) if len(judged) else 0.0
+    vertices = smoothing.smooth(animation.vertices, strength, weights)
+    if found and strength:
         off = smoothing.across(animation.vertices, vertices, animation.faces, judged) / float(np.median(residual[judged]))
         if off > smoothing.ACROSS_LIMIT:
             logger.info(

@@ -21,7 +21,6 @@ from instant_nk.models.live_field import LiveField
 logger = logging.getLogger(__name__)
 
 CELLS_PER_GRID_CELL = 2.5  # of the isosurface's grid per cell of the occupancy grid, as the canonical stage's presets have it
-KEEP_COMPONENTS = 0.005
 BLOCK = 1 << 16  # vertices coloured at once
 
 
@@ -52,7 +51,7 @@ def extract(field: LiveField, index: int, dataset: dataset_io.Dataset) -> FrameS
         return torch.full((len(points),), index, device=device)
 
     values = meshing.sample_sdf(lambda x: field.sdf(x, frame_of(x)), occupied, round(CELLS_PER_GRID_CELL * len(occupied)))
-    vertices, faces = meshing.keep_components(*meshing.isosurface(values), KEEP_COMPONENTS)
+    vertices, faces = meshing.keep_components(*meshing.isosurface(values))
     colours = []
     for part in torch.from_numpy(vertices).to(device).split(BLOCK):
         _, gradient, features = field.sdf.with_gradient(part, frame_of(part))

@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 LEVELS, FEATURES, BASE, HIDDEN = 6, 4, 12, 32  # of the quick surface: its config says only how long and how fine
 LEARNING_RATE, EIKONAL_WEIGHT, INV_STD = 2e-2, 0.05, 256.0  # twice the canonical step size and a sharp start: a few hundred steps have to carve the hull
-KEEP_COMPONENTS = 0.005
 TOGETHER = 4  # frames trained side by side on a GPU
 LONGEST_EDGE = 0.05  # scene units, of given meshes: about a node's distance to its neighbours
 DEPTH_EDGE = 0.02  # scene units: a larger step in depth between neighbouring pixels is an occlusion, not a surface,
@@ -157,7 +156,7 @@ class NeuralProvider:
         """Oriented points of a trained surface, and what the training ended at."""
         resolution, device = self.config.surface_resolution, self.job.device
         values = meshing.sample_sdf(surface.sdf, surface.occupied, resolution)
-        vertices, faces = meshing.keep_components(*meshing.isosurface(values), KEEP_COMPONENTS)
+        vertices, faces = meshing.keep_components(*meshing.isosurface(values))
         vertices, faces = meshing.decimate(vertices, faces, 2 * self.config.max_points)
         points, normals = meshing.snap(surface.sdf.with_gradient, torch.from_numpy(vertices).to(device), limit=2.0 / resolution)
         observation = _from_mesh(self.dataset, frame, points.cpu().numpy(), faces, normals.cpu().numpy(), device)

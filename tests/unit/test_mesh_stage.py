@@ -254,7 +254,7 @@ def test_motion_that_turns_back_at_every_frame_is_not_taken_for_noise():
     assert said == {"smoothing": 0.0, "smoothing_shift_pct": 0.0}
     assert smoothed(dance, strength=1.0)[1]["smoothing"] == 1.0  # asked for is asked for
     assert smoothed(dance, residual=0.3)[1]["smoothing"] > 0  # no farther off than surfaces lay anyway
-    assert smoothed(dance, residual=0.0)[1]["smoothing"] > 0  # nobody measured
+    assert smoothed(dance, residual=0.0)[1]["smoothing"] == 0  # nobody measured, as with motion that somebody else stands for
 
 
 def test_a_dance_in_a_short_part_of_a_clip_is_kept():
