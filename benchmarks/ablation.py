@@ -60,7 +60,7 @@ def stand_still(paths: layout.Paths) -> None:
     frames, nodes = found.translations.shape[:2]
     still = motion.Motion(
         found.frames, np.broadcast_to(np.eye(3, dtype=np.float32), (frames, nodes, 3, 3)).copy(), np.zeros_like(found.translations),
-        found.converged, found.residual, found.coverage, found.rigidity,
+        found.converged, found.residual, found.coverage, found.rigidity, found.contradicted,
     )  # fmt: skip
     motion.save(paths.motion, still, artifact.read_header(paths.motion))
 

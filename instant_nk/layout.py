@@ -17,7 +17,7 @@ STAGE_VERSION = {
     "canonical": 5,
     "graph": 2,
     "observation": 7,
-    "registration": 11,
+    "registration": 12,
     "field": 5,
     "mesh": 4,
     "report": 2,

@@ -80,7 +80,10 @@ class Target:
         """At most `count` of the points, evenly drawn."""
         if len(self.points) <= count:
             return self
-        keep = self.evenly(count)
+        return self.only(self.evenly(count))
+
+    def only(self, keep: Tensor) -> Target:
+        """Those points whose indices are given, i64 [Q]."""
         parts = (self.points, self.normals, self.colours, self.confidence, self.usable)
         return Target(
             *(x[keep] for x in parts), self.colour_scale, self.normal_scale, _number(keep, keep.device), NearestPoints(self.index.reference[keep]), len(keep)

@@ -133,6 +133,7 @@ class Fit:
         coverage: share of observed points explained by the moved surface.
         rigidity: mean as-rigid-as-possible edge error within components, caller's unit.
         converged: the fit explains the observation.
+        contradicted: share of surface points that have nothing like them near them in the observation (`lost_parts`).
     """
 
     pose: Pose
@@ -140,6 +141,7 @@ class Fit:
     coverage: float
     rigidity: float
     converged: bool
+    contradicted: float = 0.0
 
 
 def placed(body: Body, pose: Pose) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,10 +7,12 @@ as few rigid parts with fixed blends between them; those are learnt from all fra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from instant_nk.fitting import lost_parts
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.registration import Fit, Guide, Options, settle
@@ -47,9 +49,10 @@ def settle_sequence(
     poses = {frame: fits[frame].pose for frame in _outwards(good, canonical_frame)}
     for count, (frame, guide) in enumerate(_guides(body, poses), 1 + len(fits) - len(good)):
         if frame != canonical_frame:
-            fit = settle(body, fits[frame].pose, observe(frame), guide, options)
+            target = observe(frame)
+            fit = settle(body, fits[frame].pose, target, guide, options)
             if fit.converged:
-                settled[frame] = fit
+                settled[frame] = replace(fit, contradicted=lost_parts.contradiction(body, fit.pose, target))
         if done:
             done(count)
     return settled

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from instant_nk.fitting import lost_parts
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.registration import Fit, Options, Pictures, disagreement, judge, register_from
@@ -75,22 +76,28 @@ def register_sequence(
             if frame in fits:
                 continue
             if frame == canonical_frame:  # the rest shape is this frame's: there is nothing to estimate, and noise would move the mesh off its own surface
-                fits[frame] = judge(body, Pose.identity(body), observe(frame))
+                rest, seen = Pose.identity(body), observe(frame)
+                fits[frame] = replace(judge(body, rest, seen), contradicted=lost_parts.contradiction(body, rest, seen))
                 continue
-            starts = _starts(body, chain[:i], frame, fits, canonical_frame)
-            fits[frame] = register_from(body, starts, observe(frame), options, pictures(frame) if pictures else None)
+            starts, seen, shown = _starts(body, chain[:i], frame, fits, canonical_frame), observe(frame), pictures(frame) if pictures else None
+            fit = register_from(body, starts, seen, options, shown)
+            fits[frame] = lost_parts.search(body, fit, starts[0], fits[chain[i - 1]].contradicted if i else 0.0, seen, options, shown)
             _report(body, frame, fits[frame])
             if done:
                 done(fits)
     for frame in [f for f in frames if not fits[f].converged and f != canonical_frame]:
         good = [f for f in frames if fits[f].converged or f == canonical_frame]
-        fits[frame] = _find_again(body, good, frame, fits, observe(frame), options, pictures(frame) if pictures else None)
+        seen = observe(frame)
+        fit = _find_again(body, good, frame, fits, seen, options, pictures(frame) if pictures else None)
+        fits[frame] = replace(fit, contradicted=lost_parts.contradiction(body, fit.pose, seen))
         _report(body, frame, fits[frame])
     return fits
 
 
 def _report(body: Body, frame: int, fit: Fit) -> None:
-    numbers = fields(residual_spacing=fit.residual / body.spacing, coverage=fit.coverage, rigidity_spacing=fit.rigidity / body.spacing)
+    numbers = fields(
+        residual_spacing=fit.residual / body.spacing, coverage=fit.coverage, rigidity_spacing=fit.rigidity / body.spacing, contradicted=fit.contradicted
+    )
     logger.log(logging.INFO if fit.converged else logging.WARNING, "frame=%d %s converged=%s", frame, numbers, fit.converged)
 
 

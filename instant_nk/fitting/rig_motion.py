@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from instant_nk.errors import DataError
+from instant_nk.fitting import lost_parts
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.registration import Fit, Options, Pictures, disagreement, judge, register_from, register_near
@@ -101,7 +103,7 @@ def refine(
             with torch.no_grad():
                 candidates = [again, fit, judge(body, given, target)] if not again.converged else [again]
             fit = min(candidates, key=lambda f: disagreement(body, f.pose, target))
-        fits[frame] = fit
+        fits[frame] = replace(fit, contradicted=lost_parts.contradiction(body, fit.pose, target))
         if done:
             done(fits)
     return fits

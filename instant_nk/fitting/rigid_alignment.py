@@ -15,6 +15,7 @@ from instant_nk.geometry.rotations import so3_exp
 
 POINTS = 400  # of the surface and of the observation, enough for six unknowns
 TURNS_DEG = (60.0, 120.0, 180.0, 240.0, 300.0)  # about each principal axis
+ORIENTING = 8  # iterations from each orientation
 HOPELESS = 0.4  # misfit above which other orientations are tried
 
 
@@ -84,6 +85,36 @@ def align(points: Tensor, normals: Tensor, colours: Tensor, target: Target, scal
             if score < best:
                 best, turn, shift = score, second @ first, second @ offset + rest
     return nearest_rotations(turn), shift
+
+
+def settled(points: Tensor, normals: Tensor, colours: Tensor, target: Target, scale: float) -> tuple[Tensor, Tensor]:
+    """Rotation [3, 3] and translation [3] by which a rigid surface comes to lie on an observation nearby.
+
+    Args:
+        points, normals, colours: of the surface, [N, 3] each; POINTS of them, and as many of the target's, are looked at.
+        scale: as for `align`.
+    """
+    return _settled(points, normals, colours, target, scale, [(_no_turn(points), torch.zeros_like(points[0]))])[0]
+
+
+def orientations(points: Tensor, normals: Tensor, colours: Tensor, target: Target, scale: float) -> list[tuple[Tensor, Tensor]]:
+    """As `settled`, from many orientations, its own first; where each of them leads."""
+    goal = target.thinned(POINTS)
+    starts = _starts(points[evenly(len(points), POINTS, points.device)], goal.points[goal.usable])
+    return _settled(points, normals, colours, target, scale, [(_no_turn(points), torch.zeros_like(points[0])), *starts])
+
+
+def _no_turn(points: Tensor) -> Tensor:
+    return torch.eye(3, dtype=points.dtype, device=points.device)
+
+
+def _settled(points: Tensor, normals: Tensor, colours: Tensor, target: Target, scale: float, starts: list) -> list[tuple[Tensor, Tensor]]:
+    pick, goal = evenly(len(points), POINTS, points.device), target.thinned(POINTS)
+    found = []
+    for first, offset in starts:
+        turn, shift = _iterate(points[pick] @ first.T + offset, normals[pick] @ first.T, colours[pick], goal, scale, ORIENTING)
+        found.append((nearest_rotations((turn @ first)[None])[0], turn @ offset + shift))
+    return found
 
 
 def aligned(body: Body, pose: Pose, target: Target) -> Pose:

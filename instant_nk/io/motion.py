@@ -14,7 +14,8 @@ import numpy as np
 from instant_nk.errors import ContractError
 from instant_nk.io import artifact
 
-FORMAT = 1
+FORMAT = 2
+DOUBT = 0.02  # share of the surface contradicted by the observation, from which on a frame is doubtful: of frames that are followed it is half that at most
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Motion:
         residual: median point-to-surface distance after registration, scene units, f32 [F].
         coverage: share of observed points explained by the moved surface, f32 [F].
         rigidity: mean as-rigid-as-possible edge error, scene units, f32 [F].
+        contradicted: share of the moved surface that has nothing like it near it in the observation, colour counted in, f32 [F].
     """
 
     frames: np.ndarray
@@ -38,6 +40,12 @@ class Motion:
     residual: np.ndarray
     coverage: np.ndarray
     rigidity: np.ndarray
+    contradicted: np.ndarray
+
+    @property
+    def doubtful(self) -> np.ndarray:
+        """Frames that were lost, or in which a part may lie wrongly, bool [F]."""
+        return ~self.converged | (self.contradicted > DOUBT)
 
     def index(self, frame: int) -> int:
         """Row of an absolute frame.
@@ -70,6 +78,7 @@ def load(path: Path) -> Motion:
     for name, shape, dtype in (
         ("frames", (f,), np.int32), ("rotations", (f, m, 3, 3), np.float32), ("translations", (f, m, 3), np.float32),
         ("converged", (f,), np.bool_), ("residual", (f,), np.float32), ("coverage", (f,), np.float32), ("rigidity", (f,), np.float32),
+        ("contradicted", (f,), np.float32),
     ):  # fmt: skip
         artifact.check_array(path, name, arrays[name], shape, dtype)
     error = np.abs(motion.rotations @ motion.rotations.swapaxes(-1, -2) - np.eye(3, dtype=np.float32)).max() if f * m else 0.0

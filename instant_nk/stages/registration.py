@@ -77,15 +77,17 @@ def _metrics(result: motion.Motion, nodes: graph.Graph) -> dict:
         "frames": result.frames.tolist(),
         "converged": result.converged.tolist(),
         "frames_not_converged": result.frames[~result.converged].tolist(),
+        "frames_doubtful": result.frames[result.doubtful].tolist(),
         "residual_spacing": per_frame(result.residual / spacing),
         "coverage": per_frame(result.coverage),
         "rigidity_spacing": per_frame(result.rigidity / spacing),
+        "contradicted": per_frame(result.contradicted),
         "spacing_scene": spacing,
     }
 
 
 def _read_ed_folder(job: Job, data: dataset.Dataset, nodes: graph.Graph, header: dict) -> motion.Motion:
-    """The motion of an external tracker; nothing was fitted, so its residual and coverage are zero and one."""
+    """The motion of an external tracker; nothing was fitted, so its residual and coverage are zero and one, and nothing contradicts it."""
     given = ed_folder.load(job.config.registration.folder, list(data.frames))
     positions, rotations, translations = ed_folder.to_scene(given, data.scene_from_world)
     if positions.shape != nodes.node_positions.shape or np.abs(positions - nodes.node_positions).max() > 1e-5:
@@ -133,6 +135,7 @@ def _as_given(data: dataset.Dataset, nodes: graph.Graph, rotations: np.ndarray, 
     return motion.Motion(
         np.array(data.frames, np.int32), rotations.astype(np.float32), translations.astype(np.float32),
         np.ones(f, bool), np.zeros(f, np.float32), np.ones(f, np.float32), _rigidity(nodes, rotations, translations),
+        np.zeros(f, np.float32),
     )  # fmt: skip
 
 
@@ -229,6 +232,7 @@ def _to_motion(fits: dict[int, Fit]) -> motion.Motion:
         np.stack([fits[f].pose.rotations.cpu().numpy() for f in frames]).astype(np.float32),
         np.stack([fits[f].pose.translations.cpu().numpy() for f in frames]).astype(np.float32),
         column("converged", bool), np.where(np.isfinite(residual), residual, np.float32(9)), column("coverage", np.float32), column("rigidity", np.float32),
+        column("contradicted", np.float32),
     )  # fmt: skip
 
 
@@ -254,5 +258,7 @@ def _resume(job: Job, header: dict, body: Body) -> dict[int, Fit]:
     fits = {}
     for i, frame in enumerate(earlier.frames):
         pose = Pose(real(earlier.rotations[i]), real(earlier.translations[i]))
-        fits[int(frame)] = Fit(pose, float(earlier.residual[i]), float(earlier.coverage[i]), float(earlier.rigidity[i]), bool(earlier.converged[i]))
+        fits[int(frame)] = Fit(
+            pose, float(earlier.residual[i]), float(earlier.coverage[i]), float(earlier.rigidity[i]), bool(earlier.converged[i]), float(earlier.contradicted[i])
+        )
     return fits

@@ -43,7 +43,7 @@ def build(
     films: dict[str, Path],
 ) -> str:
     """The page's HTML."""
-    doubtful = results.motion.frames[~results.motion.converged].tolist()
+    doubtful = results.motion.frames[results.motion.doubtful].tolist()
     body = hero(job, results, films, page.cards(summary, 0, page.LEADING)) + reel(films)
     body += page.cards(summary, page.LEADING)
     if doubtful:
@@ -275,6 +275,7 @@ def quality(per_frame: dict[str, Any], doubtful: list[int]) -> str:
         ("registration: distance to the observed surface", box, {"median": "registration_residual_pct"}),
         ("registration: observed surface explained", "share", {"coverage": "registration_coverage"}),
         ("registration: rigidity error of the edges", box, {"mean": "registration_rigidity_pct"}),
+        ("registration: surface that the observation contradicts", "share", {"contradicted": "registration_contradicted"}),
     ]
     result = []
     for title, unit, lines in wanted:

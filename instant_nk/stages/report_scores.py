@@ -68,9 +68,11 @@ def of_motion(motion: Motion, animation: Animation, dataset: Dataset) -> Scores:
         "registration_residual_pct": (motion.residual[rows].astype(float) * percent).tolist(),
         "registration_coverage": motion.coverage[rows].astype(float).tolist(),
         "registration_rigidity_pct": (motion.rigidity[rows].astype(float) * percent).tolist(),
+        "registration_contradicted": motion.contradicted[rows].astype(float).tolist(),
         "converged": motion.converged[rows].tolist(),
     }
-    return Scores({"not_converged_frames": int((~motion.converged[rows]).sum())}, per_frame)
+    doubtful = int(motion.doubtful[rows].sum())
+    return Scores({"not_converged_frames": int((~motion.converged[rows]).sum()), "doubtful_frames": doubtful}, per_frame)
 
 
 def of_silhouettes(renderer: MeshRenderer, animation: Animation, dataset: Dataset) -> Scores:

@@ -13,7 +13,7 @@ from instant_nk.viewer import charts, page
 SHOWN = (  # of the summary; a number that no sequence has is left out
     ("frames", "frames", ""), ("vertices", "vertices", ""), ("chamfer_pct", "surface error", "%"), ("track_mean_pct", "tracking error", "%"),
     ("test_psnr_db", "held-out views", "dB"), ("texture_test_psnr_db", "textured mesh", "dB"), ("silhouette_iou", "silhouettes", "IoU"),
-    ("not_converged_frames", "doubtful frames", ""), ("wall_s", "computing time", "s"),
+    ("doubtful_frames", "doubtful frames", ""), ("wall_s", "computing time", "s"),
 )  # fmt: skip
 
 

@@ -290,7 +290,7 @@ def true_motion(made: Body) -> None:
     f = len(clip)
     zero = np.zeros(f, np.float32)
     motion = motions.Motion(
-        np.array(dataset.frames, np.int32), rotations.astype(np.float32), translations.astype(np.float32), np.ones(f, bool), zero, zero + 1, zero
+        np.array(dataset.frames, np.int32), rotations.astype(np.float32), translations.astype(np.float32), np.ones(f, bool), zero, zero + 1, zero, zero
     )
     motions.save(made.job.paths.motion, motion, artifact.make_header("motion", motions.FORMAT, "registration"))
 

@@ -54,7 +54,7 @@ def write_run(root, **overrides):
     converged = np.array([frame != DOUBTFUL for frame in data.frames])
     values = np.full(n, 0.01, np.float32)
     turns = np.tile(np.eye(3, dtype=np.float32), (n, len(nearest), 1, 1))
-    moved = motion.Motion(animation.frames, turns, scene[:, nearest] - rest[nearest], converged, values, values + 0.9, values)
+    moved = motion.Motion(animation.frames, turns, scene[:, nearest] - rest[nearest], converged, values, values + 0.9, values, values)
     motion.save(job.paths.motion, moved, header("motion", motion.FORMAT, "registration"))
     for stage, name in (("canonical", "metrics.json"), ("field", f"{layout.part_name(0, 2)}.json"), ("field", f"{layout.part_name(1, 3)}.json")):
         history = {"step": [0, 10, 20], "loss": [1.0, 0.1, 0.02], "psnr_db": [12.0, 20.0, 24.0]}

@@ -85,7 +85,7 @@ class Run:
         f, m = frames, len(self.nodes)
         shift = np.zeros((f, m, 3), np.float32)
         shift[..., 0] = 0.1 * np.arange(f)[:, None]
-        numbers = [np.zeros(f, np.float32)] * 3
+        numbers = [np.zeros(f, np.float32)] * 4
         motion = motion_io.Motion(self.body.frames[:f].copy(), np.tile(np.eye(3, dtype=np.float32), (f, m, 1, 1)), shift, np.ones(f, bool), *numbers)
         motion_io.save(path or self.paths.motion, motion, self.header("motion", motion_io.FORMAT, "registration"))
 
