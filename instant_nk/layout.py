@@ -19,7 +19,7 @@ STAGE_VERSION = {
     "observation": 7,
     "registration": 12,
     "field": 5,
-    "mesh": 4,
+    "mesh": 5,
     "report": 2,
 }
 PART_STAGES = {"observation": "a batch of frames", "field": "a window"}  # stages that work on a part only; `mesh` joins its windows without one

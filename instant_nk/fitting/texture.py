@@ -34,11 +34,14 @@ DEPTH_STEP = 0.02  # a jump in depth that counts as an occlusion border, of the 
 DEPTH_SLOPE = 6.0  # ... on top of what a slanted surface shows between neighbouring pixels, in widths of a pixel on the surface
 DEPTH_TOLERANCE = 0.003  # how far behind the visible surface a texel may lie, of the box's diagonal
 FILL_FROM, FILL_SOURCES = 16, 200_000  # an unseen texel takes the mean of so many nearest seen ones, of at most so many that are looked at
+PATCH = 1200  # triangles that are cut into charts together
 ROBUST_SCALE = 0.08  # colour difference, in [0, 1], at which a view's say is halved
 
 
 def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int, padding: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Charts of a mesh packed into the unit square by xatlas.
+
+    It is given the mesh in patches: its time grows faster than the mesh, and patches are cut side by side.
 
     Args:
         size: side of the texture to come, for the space between charts.
@@ -54,13 +57,37 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int, padding: int = 6)
         import xatlas
     except ImportError:
         raise BackendError("mesh.texture: atlas needs the package xatlas, which is not installed. pip install xatlas, or set mesh.texture: vertex.") from None
-    atlas = xatlas.Atlas()
-    atlas.add_mesh(np.ascontiguousarray(vertices, np.float32), np.ascontiguousarray(faces, np.uint32))
+    atlas, patches = xatlas.Atlas(), _patches(vertices[faces].mean(1))
+    corners = []
+    for patch in patches:
+        corner, local = np.unique(faces[patch], return_inverse=True)
+        corners.append(corner)
+        atlas.add_mesh(np.ascontiguousarray(vertices[corner], np.float32), local.reshape(-1, 3).astype(np.uint32))
     options = xatlas.PackOptions()
     options.resolution, options.padding, options.bilinear, options.create_image = size, padding, True, False
     atlas.generate(pack_options=options)
-    vertex_of, uv_faces, uv = atlas[0]
-    return uv.astype(np.float32), vertex_of.astype(np.int32), uv_faces.astype(np.int32)
+    uv_faces, vertex_of, uv, count = np.empty((len(faces), 3), np.int32), [], [], 0
+    for i, (patch, corner) in enumerate(zip(patches, corners)):
+        of, triangles, place = atlas[i]
+        uv_faces[patch] = triangles.astype(np.int64) + count
+        vertex_of.append(corner[of])
+        uv.append(place)
+        count += len(of)
+    return np.concatenate(uv).astype(np.float32), np.concatenate(vertex_of).astype(np.int32), uv_faces
+
+
+def _patches(centres: np.ndarray) -> list[np.ndarray]:
+    """Triangles at these centres [T, 3], halved across the longest side until no patch has more than PATCH of them."""
+    done, waiting = [], [np.arange(len(centres))]
+    while waiting:
+        patch = waiting.pop()
+        if len(patch) <= PATCH:
+            done.append(patch)
+            continue
+        axis = np.ptp(centres[patch], axis=0).argmax()
+        order = patch[np.argsort(centres[patch, axis], kind="stable")]
+        waiting += [np.sort(half) for half in np.array_split(order, 2)]
+    return done
 
 
 @dataclass(frozen=True)

@@ -54,21 +54,21 @@ def seen(live, faces, colours, seed=1):
     return Observation(points, surface.face_normals(live, faces)[face].astype(np.float32), colours, ones, np.full(len(points), 3, np.int32), ones == 0)
 
 
-def make_body(vertices, faces, colours):
+def make_body(vertices, faces, colours, device="cpu"):
     graph = deformation_graph.build(vertices, faces, max_nodes=150)
-    return Body.from_mesh(graph, dataclasses.replace(mesh_of(vertices, faces), colours=colours.astype(np.float32)), 2000)
+    return Body.from_mesh(graph, dataclasses.replace(mesh_of(vertices, faces), colours=colours.astype(np.float32)), 2000, device)
 
 
 def target_of(body, observation: Observation):
-    return Target.from_observation(observation, 2000, OPTIONS.colour * body.spacing, OPTIONS.normal * body.spacing)
+    return Target.from_observation(observation, 2000, OPTIONS.colour * body.spacing, OPTIONS.normal * body.spacing, str(body.points.device))
 
 
 def head_errors(body, pose, head, vertices, angle):
     """Of the body's points on the head, in % of the diagonal."""
-    points = body.points.numpy()
-    on_head = head[torch.cdist(body.points, torch.tensor(vertices)).argmin(1).numpy()]
-    wanted = posed(points, on_head, angle)
-    return 100 * np.linalg.norm(body.warp(pose).numpy() - wanted, axis=1)[on_head] / np.linalg.norm(np.ptp(vertices, axis=0))
+    points = body.points.cpu()
+    on_head = head[torch.cdist(points, torch.tensor(vertices)).argmin(1).numpy()]
+    wanted = posed(points.numpy(), on_head, angle)
+    return 100 * np.linalg.norm(body.warp(pose).cpu().numpy() - wanted, axis=1)[on_head] / np.linalg.norm(np.ptp(vertices, axis=0))
 
 
 @pytest.fixture(scope="module")

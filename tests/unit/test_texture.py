@@ -194,6 +194,20 @@ def test_no_view_on_the_surface_is_an_error(body, tmp_path):
         baking.bake(body, dataset, 64)
 
 
+@pytest.mark.parametrize("patch", [10**6, 150])
+def test_charts_are_the_mesh_and_share_no_texel(body, monkeypatch, patch):
+    monkeypatch.setattr(baking, "PATCH", patch)
+    assert len(baking._patches(body.vertices[0][body.faces].mean(1))) == (1 if patch > len(body.faces) else 16)
+    uv, vertex_of, faces = baking.unwrap(body.vertices[0], body.faces, 256)
+    assert np.array_equal(vertex_of[faces], body.faces) and uv.min() >= 0 and uv.max() <= 1
+    a, b = uv[faces[:, 1]] - uv[faces[:, 0]], uv[faces[:, 2]] - uv[faces[:, 0]]
+    area = 0.5 * np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
+    texels = tex.texel_map(uv, vertex_of, faces, body.vertices[0], 256, gutter=0)
+    covered = np.zeros((256, 256), bool)
+    covered[texels.row, texels.column] = True
+    assert 0.3 < area.sum() < 1 and abs(covered.mean() - area.sum()) < 0.05 * area.sum()  # charts that overlapped would cover less
+
+
 def test_without_xatlas_the_message_says_what_to_install(body, monkeypatch):
     monkeypatch.setitem(sys.modules, "xatlas", None)
     with pytest.raises(BackendError, match=r"pip install xatlas, or set mesh\.texture: vertex"):
