@@ -43,6 +43,7 @@ WINDOW = 12  # nodes on either side among which a cut must be the easiest
 SURFACE = 800  # points that stand for a part, or the whole, where orientations are compared
 FEWEST = 12  # points of a part, and of what was observed of it, that are worth a look
 OTHER = 1.0  # node spacings by which an orientation must move a part, in the median, to be another one
+ROUNDS = 3  # parts that are looked for in a frame, one after the other
 TRIED = 3  # orientations that are carried through to a fit
 CONTRADICTION = 0.5  # how much a point that is contradicted adds to a fit's disagreement with the observation
 GAIN = 0.004  # by which that must fall for another fit to be kept
@@ -107,35 +108,54 @@ def search(body: Body, fit: Fit, before: Pose, share_before: float, target: Targ
     """
     with torch.no_grad():
         seen = Sightings.of(body, target)
-        wrong = contradicted(body, fit.pose, seen)
-        fit = replace(fit, contradicted=float(wrong.double().mean()))
-        if fit.contradicted < max(LEAST, RISE * share_before):
-            return fit
-        found = [register_near(body, pose, target, options) for pose in _other_orientations(body, fit.pose, before, wrong, seen)]
-        if not found:
-            return fit
-
-        def badness(fit: Fit) -> float:
-            return disagreement(body, fit.pose, target) + CONTRADICTION * _share(body, fit.pose, seen)
-
-        best = min(found, key=badness)
-        if badness(best) < badness(fit):
-            other = register_near(body, best.pose, target, options, pictures)
-            if badness(other) < badness(fit) - GAIN and other.converged >= fit.converged:
-                other = replace(other, contradicted=_share(body, other.pose, seen))
-                logger.info("a part lies otherwise: %s", fields(contradicted_before=fit.contradicted, contradicted=other.contradicted))
-                return other
+        fit = replace(fit, contradicted=_share(body, fit.pose, seen))
+        for _ in range(ROUNDS):
+            if fit.contradicted < max(LEAST, RISE * share_before):
+                break
+            other = _with_a_part_elsewhere(body, fit, before, seen, target, options, pictures)
+            if other is None:
+                break
+            logger.info("a part lies otherwise: %s", fields(contradicted_before=fit.contradicted, contradicted=other.contradicted))
+            fit = other
         return fit
+
+
+def _with_a_part_elsewhere(body: Body, fit: Fit, before: Pose, seen: Sightings, target: Target, options: Options, pictures: Pictures | None) -> Fit | None:
+    """A better fit that one part at another orientation leads to; None where none does."""
+
+    def refit(pose: Pose, pictures: Pictures | None) -> Fit:
+        other = register_near(body, pose, target, options, pictures)
+        return replace(other, contradicted=_share(body, other.pose, seen))
+
+    found = [refit(pose, None) for pose in _other_orientations(body, fit.pose, before, seen)]
+    if not found:
+        return None
+    best = min(found, key=lambda other: _badness(body, other, target))
+    if _badness(body, best, target) >= _badness(body, fit, target):
+        return None
+    other = refit(best.pose, pictures)
+    return other if improves(body, other, fit, target) else None
+
+
+def improves(body: Body, other: Fit, fit: Fit, target: Target) -> bool:
+    """Whether another fit explains so much more of an observation that it is to be kept; both know what of them is contradicted."""
+    with torch.no_grad():
+        return other.converged >= fit.converged and _badness(body, other, target) < _badness(body, fit, target) - GAIN
+
+
+def _badness(body: Body, fit: Fit, target: Target) -> float:
+    return disagreement(body, fit.pose, target) + CONTRADICTION * fit.contradicted
 
 
 def _share(body: Body, pose: Pose, seen: Sightings) -> float:
     return float(contradicted(body, pose, seen).double().mean())
 
 
-def _other_orientations(body: Body, pose: Pose, before: Pose, wrong: Tensor, seen: Sightings) -> list[Pose]:
+def _other_orientations(body: Body, pose: Pose, before: Pose, seen: Sightings) -> list[Pose]:
     """The most promising poses in which one part lies otherwise, best first."""
     few = evenly(len(body.points), SURFACE, body.points.device)
     thin, ranked = seen.target.thinned(SURFACE), []
+    wrong = contradicted(body, pose, seen)
     for part in _parts(body, wrong):
         for placing in _placings(body, pose, before, torch.as_tensor(part, device=wrong.device), seen):
             for placed in (placing, _grown(body, before, *placing, seen)):

@@ -13,6 +13,7 @@ from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.registration import Fit, Options, Pictures, disagreement, judge, register_from
 from instant_nk.geometry.rotations import project_to_so3, so3_exp, so3_log
+from instant_nk.io.motion import DOUBT
 from instant_nk.log import fields
 
 logger = logging.getLogger(__name__)
@@ -85,20 +86,26 @@ def register_sequence(
             _report(body, frame, fits[frame])
             if done:
                 done(fits)
-    for frame in [f for f in frames if not fits[f].converged and f != canonical_frame]:
-        good = [f for f in frames if fits[f].converged or f == canonical_frame]
+    for frame in [f for f in frames if _doubtful(fits[f]) and f != canonical_frame]:
+        good = [f for f in frames if not _doubtful(fits[f]) or f == canonical_frame]
         seen = observe(frame)
         fit = _find_again(body, good, frame, fits, seen, options, pictures(frame) if pictures else None)
-        fits[frame] = replace(fit, contradicted=lost_parts.contradiction(body, fit.pose, seen))
+        fit = replace(fit, contradicted=lost_parts.contradiction(body, fit.pose, seen))
+        if not fits[frame].converged or lost_parts.improves(body, fit, fits[frame], seen):
+            fits[frame] = fit
         _report(body, frame, fits[frame])
     return fits
+
+
+def _doubtful(fit: Fit) -> bool:
+    return not fit.converged or fit.contradicted > DOUBT
 
 
 def _report(body: Body, frame: int, fit: Fit) -> None:
     numbers = fields(
         residual_spacing=fit.residual / body.spacing, coverage=fit.coverage, rigidity_spacing=fit.rigidity / body.spacing, contradicted=fit.contradicted
     )
-    logger.log(logging.INFO if fit.converged else logging.WARNING, "frame=%d %s converged=%s", frame, numbers, fit.converged)
+    logger.log(logging.WARNING if _doubtful(fit) else logging.INFO, "frame=%d %s converged=%s", frame, numbers, fit.converged)
 
 
 def _starts(body: Body, chain: list[int], frame: int, fits: dict[int, Fit], canonical_frame: int) -> list[Pose]:

@@ -15,7 +15,7 @@ from instant_nk.errors import ContractError
 from instant_nk.io import artifact
 
 FORMAT = 2
-DOUBT = 0.02  # share of the surface contradicted by the observation, from which on a frame is doubtful: of frames that are followed it is half that at most
+DOUBT = 0.01  # share of the surface contradicted by the observation, from which on a frame is doubtful
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from instant_nk.fitting import lost_parts, registration_sequence
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.lost_parts import contradiction
-from instant_nk.fitting.registration import Options
+from instant_nk.fitting.registration import Options, judge
 from instant_nk.fitting.registration_sequence import register_sequence
 from instant_nk.geometry import surface
 from instant_nk.geometry.rotations import so3_exp
@@ -132,6 +132,24 @@ def test_the_search_is_not_repeated_where_it_found_nothing(turning, monkeypatch)
     monkeypatch.setattr(lost_parts, "_other_orientations", lambda *_: calls.append(1) or [])
     fits = register_sequence(body, [0, 1, 2, 3], 0, observe, OPTIONS)
     assert len(calls) == 1 and fits[3].contradicted > DOUBT  # at frame 2; frame 3 is contradicted no more than it
+
+
+def test_a_part_that_is_right_on_the_other_side_is_taken_from_there(turning, monkeypatch):
+    """Frame 1 is known wrongly, with the head still unturned, and frame 2 rightly: the search is left out, so only frame 2 can help."""
+    body, _, vertices, head, _ = turning
+    angles = [0.0, TURN - 0.1, TURN]
+
+    def observe(frame):
+        return target_of(body, seen(posed(vertices, head, angles[frame]), head_and_stick()[1], head_and_stick()[3], seed=frame))
+
+    after = register_sequence(body, [0, 2], 0, observe, OPTIONS)
+    assert head_errors(body, after[2].pose, head, vertices, TURN).mean() < 1.0
+    wrong = judge(body, Pose.identity(body), observe(1))
+    wrong = dataclasses.replace(wrong, converged=True, contradicted=contradiction(body, wrong.pose, observe(1)))
+    monkeypatch.setattr(lost_parts, "_other_orientations", lambda *_: [])
+    fits = register_sequence(body, [0, 1, 2], 0, observe, OPTIONS, known={**after, 1: wrong})
+    assert wrong.contradicted > DOUBT and head_errors(body, fits[1].pose, head, vertices, angles[1]).mean() < 1.0
+    assert fits[1].contradicted < DOUBT
 
 
 def test_doubtful_are_the_lost_and_the_contradicted():
