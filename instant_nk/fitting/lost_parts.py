@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 COLOUR = 4.0  # node spacings that one unit of colour difference counts as: shading changes less than a quarter of a unit
 FAR = 1.5  # node spacings, colour counted in, from which on a point of the surface is nowhere near what was observed
-LEAST = 0.002  # share of such points that is worth a search
+LEAST = 0.004  # share of such points that is worth a search
 RISE = 1.2  # so many times those of the frame before: what a search did not find there, it will not find here
 SUSPECT = 0.12  # share of a node's points that lie so, from which on the node does
 SEEDS = 2  # places that are searched, the largest first,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from instant_nk import log
 from instant_nk.geometry import evaluation
@@ -33,25 +36,45 @@ def render_heldout(report: Path, data: Dataset, frames: list[int], neural: Rende
     shutil.rmtree(report / "renders", ignore_errors=True)
     wanted = [(frame, c) for frame in frames for c in range(len(rig))]
     progress = log.Progress("report renders", len(wanted), logger)
-    for done, (frame, c) in enumerate(wanted, 1):
-        size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
-        picture = pictures.to_rgba(pictures.layers_of(neural.render(rig.c2w[c], rig.K[c], size, frame)))
-        with artifact.atomic(report_films.render_file(report, frame, rig.names[c])) as aside:
-            aside.write_bytes(pictures.png_bytes(picture))
-        view: dict[str, Any] = {"frame": frame, "camera": rig.names[c]}
-        true_picture = data.heldout_image(c, frame)
-        if true_picture is not None:
-            view |= evaluation.score_picture(picture / 255, true_picture / 255)
-            if drawn is not None:
-                view |= _mesh_scores(drawn, drawn.render(rig.c2w[c], rig.K[c], size, frame), true_picture)
-        views.append(view)
-        progress.update(done)
+    workers = torch.get_num_threads()
+    pending: deque[Future] = deque()
+
+    def finish(at_most: int) -> None:
+        while len(pending) > at_most:
+            views.append(pending.popleft().result())
+            progress.update(len(views))
+
+    with ThreadPoolExecutor(workers) as pool:  # scores take longer than pictures on a GPU
+        for frame, c in wanted:
+            size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
+            layers, true_picture = neural.render(rig.c2w[c], rig.K[c], size, frame), data.heldout_image(c, frame)
+            of_mesh = drawn.render(rig.c2w[c], rig.K[c], size, frame) if drawn is not None and true_picture is not None else None
+            textured = drawn is not None and drawn.textured
+            file = report_films.render_file(report, frame, rig.names[c])
+            pending.append(pool.submit(_keep, file, {"frame": frame, "camera": rig.names[c]}, layers, of_mesh, textured, true_picture))
+            finish(2 * workers)
+        finish(0)
     return views
 
 
-def _mesh_scores(drawn: MeshRenderer, layers: dict[str, np.ndarray], true_picture: np.ndarray) -> dict[str, float]:
+Layers = dict[str, np.ndarray]
+
+
+def _keep(file: Path, view: dict[str, Any], layers: Layers, of_mesh: Layers | None, textured: bool, true_picture: np.ndarray | None) -> dict[str, Any]:
+    """Write one picture; the view with its scores and those of the mesh."""
+    picture = pictures.to_rgba(pictures.layers_of(layers))
+    with artifact.atomic(file) as aside:
+        aside.write_bytes(pictures.png_bytes(picture))
+    if true_picture is not None:
+        view |= evaluation.score_picture(picture / 255, true_picture / 255)
+        if of_mesh is not None:
+            view |= _mesh_scores(of_mesh, textured, true_picture)
+    return view
+
+
+def _mesh_scores(layers: Layers, textured: bool, true_picture: np.ndarray) -> dict[str, float]:
     """Scores of the animated mesh in its vertex colours, and textured where it is."""
-    shown = {"mesh": layers | {"rgb": layers["vertex_rgb"]}} | ({"texture": layers} if drawn.textured else {})
+    shown = {"mesh": layers | {"rgb": layers["vertex_rgb"]}} | ({"texture": layers} if textured else {})
     return {
         f"{name}_{key}": value
         for name, of_mesh in shown.items()
