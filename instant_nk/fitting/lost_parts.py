@@ -17,9 +17,9 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from torch import Tensor
 
-from instant_nk.fitting.correspondences import Target, welsch
+from instant_nk.fitting.correspondences import Target, Trail, welsch
 from instant_nk.fitting.deformation_solver import Body, Pose
-from instant_nk.fitting.registration import BRIDGE, Fit, Options, Pictures, disagreement, register_near
+from instant_nk.fitting.registration import BRIDGE, Fit, Options, Pictures, disagreement, judge, register_near
 from instant_nk.fitting.rigid_alignment import misfit, orientations, settled
 from instant_nk.geometry.neighbours import NearestPoints, evenly
 from instant_nk.geometry.rotations import so3_exp, so3_log
@@ -43,6 +43,7 @@ WINDOW = 12  # nodes on either side among which a cut must be the easiest
 SURFACE = 800  # points that stand for a part, or the whole, where orientations are compared
 FEWEST = 12  # points of a part, and of what was observed of it, that are worth a look
 OTHER = 1.0  # node spacings by which an orientation must move a part, in the median, to be another one
+ROUNDING = 1e-6  # of a share: one that was kept in single precision decides as it did
 ROUNDS = 3  # parts that are looked for in a frame, one after the other
 TRIED = 3  # orientations that are carried through to a fit
 CONTRADICTION = 0.5  # how much a point that is contradicted adds to a fit's disagreement with the observation
@@ -68,7 +69,7 @@ class Sightings:
     def of(body: Body, target: Target) -> Sightings:
         scale = COLOUR * body.spacing
         joint = torch.cat([target.points, scale * target.colours, target.normal_scale * target.normals], 1)
-        return Sightings(replace(target, colour_scale=scale, index=NearestPoints(joint)), NearestPoints(joint[:, :6]), scale, FAR * body.spacing)
+        return Sightings(replace(target, colour_scale=scale, index=NearestPoints(joint), trail=Trail()), NearestPoints(joint[:, :6]), scale, FAR * body.spacing)
 
     def distance(self, points: Tensor, colours: Tensor) -> Tensor:
         """From points of those colours [N, 3] to the nearest that was seen, [N]."""
@@ -99,6 +100,12 @@ def contradiction(body: Body, pose: Pose, target: Target) -> float:
         return _share(body, pose, Sightings.of(body, target))
 
 
+def judged(body: Body, pose: Pose, target: Target) -> Fit:
+    """A pose that nobody fitted, with what of it is contradicted: at the canonical frame that is how far observed colours differ from the surface's own."""
+    with torch.no_grad():
+        return replace(judge(body, pose, target), contradicted=contradiction(body, pose, target))
+
+
 def search(body: Body, fit: Fit, before: Pose, share_before: float, target: Target, options: Options, pictures: Pictures | None) -> Fit:
     """The fit, or a better one in which a part lies otherwise; either with the share of its surface that is contradicted.
 
@@ -110,7 +117,7 @@ def search(body: Body, fit: Fit, before: Pose, share_before: float, target: Targ
         seen = Sightings.of(body, target)
         fit = replace(fit, contradicted=_share(body, fit.pose, seen))
         for _ in range(ROUNDS):
-            if fit.contradicted < max(LEAST, RISE * share_before):
+            if fit.contradicted < max(LEAST, RISE * share_before) - ROUNDING:
                 break
             other = _with_a_part_elsewhere(body, fit, before, seen, target, options, pictures)
             if other is None:

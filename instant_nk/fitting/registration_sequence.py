@@ -1,4 +1,4 @@
-"""Registration of a sequence: from the canonical frame outwards in both directions, lost frames found again from either side."""
+"""Registration of a sequence: from the canonical frame outwards in both directions, frames that were lost, or a part of them, found again from either side."""
 
 from __future__ import annotations
 
@@ -77,21 +77,25 @@ def register_sequence(
             if frame in fits:
                 continue
             if frame == canonical_frame:  # the rest shape is this frame's: there is nothing to estimate, and noise would move the mesh off its own surface
-                rest, seen = Pose.identity(body), observe(frame)
-                fits[frame] = replace(judge(body, rest, seen), contradicted=lost_parts.contradiction(body, rest, seen))
+                fits[frame] = lost_parts.judged(body, Pose.identity(body), observe(frame))
                 continue
             starts, seen, shown = _starts(body, chain[:i], frame, fits, canonical_frame), observe(frame), pictures(frame) if pictures else None
             fit = register_from(body, starts, seen, options, shown)
-            fits[frame] = lost_parts.search(body, fit, starts[0], fits[chain[i - 1]].contradicted if i else 0.0, seen, options, shown)
+            earlier = next((fits[f].contradicted for f in reversed(chain[:i]) if fits[f].converged or f == canonical_frame), 0.0)  # where `starts` begins
+            fits[frame] = lost_parts.search(body, fit, starts[0], earlier, seen, options, shown)
             _report(body, frame, fits[frame])
             if done:
                 done(fits)
     for frame in [f for f in frames if _doubtful(fits[f]) and f != canonical_frame]:
-        good = [f for f in frames if not _doubtful(fits[f]) or f == canonical_frame]
+        lost = not fits[frame].converged
+        good = [f for f in frames if f == canonical_frame or (fits[f].converged if lost else not _doubtful(fits[f]))]
+        beyond = [f for f in good if (f > frame if frame > canonical_frame else f < frame)]
+        if not lost and not beyond:
+            continue  # a part is missed, and the frames on the one side that are good led here
         seen = observe(frame)
         fit = _find_again(body, good, frame, fits, seen, options, pictures(frame) if pictures else None)
         fit = replace(fit, contradicted=lost_parts.contradiction(body, fit.pose, seen))
-        if not fits[frame].converged or lost_parts.improves(body, fit, fits[frame], seen):
+        if lost or lost_parts.improves(body, fit, fits[frame], seen):
             fits[frame] = fit
         _report(body, frame, fits[frame])
     return fits
@@ -121,7 +125,7 @@ def _starts(body: Body, chain: list[int], frame: int, fits: dict[int, Fit], cano
 
 
 def _find_again(body: Body, good: list[int], frame: int, fits: dict[int, Fit], target: Target, options: Options, pictures: Pictures | None) -> Fit:
-    """A lost frame once more, from the nearest of the `good` frames on either side and from between them.
+    """A frame that was lost, or in which a part was, once more: from the nearest of the `good` frames on either side and from between them.
 
     Where that does not help, the frame keeps whichever agrees better with its observation: the fit or the interpolation. It
     stays marked as not converged.

@@ -94,7 +94,7 @@ def refine(
         if frame in fits:
             continue
         if frame == canonical_frame:
-            fits[frame] = judge(body, Pose.identity(body), observe(frame))
+            fits[frame] = lost_parts.judged(body, Pose.identity(body), observe(frame))
             continue
         target, seen = observe(frame), pictures(frame) if pictures else None
         fit = register_near(body, given, target, options, seen)

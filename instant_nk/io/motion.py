@@ -26,7 +26,7 @@ class Motion:
         frames: absolute frame numbers, ascending, i32 [F].
         rotations: f32 [F, M, 3, 3].
         translations: f32 [F, M, 3].
-        converged: False where registration lost the subject or the frame stays doubtful, bool [F].
+        converged: False where registration lost the subject and did not find it again, bool [F].
         residual: median point-to-surface distance after registration, scene units, f32 [F].
         coverage: share of observed points explained by the moved surface, f32 [F].
         rigidity: mean as-rigid-as-possible edge error, scene units, f32 [F].

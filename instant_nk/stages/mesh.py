@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 NEWTON_STEPS = 6
 BLOCK = 1 << 16  # vertices carried at once
-DOUBTFUL = 0.01  # weight, against its neighbours, of a frame that registration lost
+LOST = 0.01  # weight, against its neighbours, of a frame that registration lost
 
 
 def run(job: Job) -> None:
@@ -180,7 +180,7 @@ def tear(animation: Animation, rest: np.ndarray, converged: np.ndarray, limit: f
 
     Args:
         rest: canonical vertices, world units, [V, 3].
-        converged: frames that are asked, bool [N]: a lost one tears anything.
+        converged: frames that are asked, bool [N]: a lost one tears anything. One in which a part lies wrongly is asked: colours alone say so, and may be wrong everywhere.
         limit: `mesh.tear_at`.
 
     Returns:
@@ -217,14 +217,14 @@ def smooth(
     """The animation smoothed over time; each frame was fitted on its own, and what differs between neighbours at random is seen as jitter.
 
     Args:
-        converged: of the frames, bool [N]; a doubtful one follows its neighbours where anything is smoothed.
+        converged: of the frames, bool [N]; a lost one follows its neighbours where anything is smoothed.
         residual: median distance of the moved surface to the observed one, world units, [N]; 0 where nobody measured it, and then nothing is smoothed unasked.
         strength: see `geometry.smoothing`; None: found from the trajectories, and nothing where it would carry surfaces off what was observed.
 
     Returns:
         the animation, whose canonical frame stays; the strength used, and how far vertices moved on average, % of the box's diagonal.
     """
-    weights = np.where(converged, 1.0, DOUBTFUL)
+    weights = np.where(converged, 1.0, LOST)
     weights[animation.frames == canonical_frame] = smoothing.FIXED
     found = strength is None
     judged = np.flatnonzero((weights == 1) & (residual > 0))

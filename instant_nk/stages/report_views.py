@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from instant_nk import log
 from instant_nk.geometry import evaluation
 from instant_nk.io import artifact
-from instant_nk.io.dataset import Dataset
+from instant_nk.io.dataset import CameraSet, Dataset
 from instant_nk.stages import report_films
 from instant_nk.stages.report_results import Renders
 from instant_nk.viewer import pictures
 from instant_nk.viewer.mesh_renderer import MeshRenderer
 
 logger = logging.getLogger(__name__)
+
+WORKERS = 4  # pictures that are scored and written side by side, and that many wait
 
 
 def render_heldout(report: Path, data: Dataset, frames: list[int], neural: Renders, drawn: MeshRenderer | None = None) -> list[dict[str, Any]]:
@@ -32,51 +33,47 @@ def render_heldout(report: Path, data: Dataset, frames: list[int], neural: Rende
     Args:
         drawn: draws the animated mesh, which is scored too; None where nothing is tracked.
     """
-    rig, views = data.heldout, []
+    rig = data.heldout
     shutil.rmtree(report / "renders", ignore_errors=True)
     wanted = [(frame, c) for frame in frames for c in range(len(rig))]
-    progress = log.Progress("report renders", len(wanted), logger)
-    workers = torch.get_num_threads()
-    pending: deque[Future] = deque()
-
-    def finish(at_most: int) -> None:
-        while len(pending) > at_most:
-            views.append(pending.popleft().result())
-            progress.update(len(views))
-
-    with ThreadPoolExecutor(workers) as pool:  # scores take longer than pictures on a GPU
-        for frame, c in wanted:
-            size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
-            layers, true_picture = neural.render(rig.c2w[c], rig.K[c], size, frame), data.heldout_image(c, frame)
-            of_mesh = drawn.render(rig.c2w[c], rig.K[c], size, frame) if drawn is not None and true_picture is not None else None
-            textured = drawn is not None and drawn.textured
-            file = report_films.render_file(report, frame, rig.names[c])
-            pending.append(pool.submit(_keep, file, {"frame": frame, "camera": rig.names[c]}, layers, of_mesh, textured, true_picture))
-            finish(2 * workers)
-        finish(0)
+    progress, views = log.Progress("report renders", len(wanted), logger), []
+    with ThreadPoolExecutor(WORKERS) as pool:  # on a GPU, scores take longer than pictures
+        pending: deque[Future] = deque()
+        try:
+            for frame, c in wanted:
+                true_picture = data.heldout_image(c, frame)
+                shown = _draw(neural, None if true_picture is None else drawn, rig, frame, c)
+                if len(pending) == WORKERS:
+                    views.append(pending.popleft().result())
+                    progress.update(len(views))
+                file = report_films.render_file(report, frame, rig.names[c])
+                pending.append(pool.submit(_keep, file, {"frame": frame, "camera": rig.names[c]}, shown, true_picture))
+            while pending:
+                views.append(pending.popleft().result())
+                progress.update(len(views))
+        finally:
+            for future in pending:
+                future.cancel()
     return views
 
 
-Layers = dict[str, np.ndarray]
+def _draw(neural: Renders, drawn: MeshRenderer | None, rig: CameraSet, frame: int, c: int) -> dict[str, np.ndarray]:
+    """Pictures u8 [H, W, 4] of a frame from a camera by what their scores' names begin with: the field's, and the mesh's in its vertex colours and textured where it is."""
+    size = (int(rig.sizes[c][0]), int(rig.sizes[c][1]))
+    shown = {"": pictures.to_rgba(pictures.layers_of(neural.render(rig.c2w[c], rig.K[c], size, frame)))}
+    if drawn is not None:
+        layers = drawn.render(rig.c2w[c], rig.K[c], size, frame)
+        shown["mesh_"] = pictures.to_rgba(layers | {"rgb": layers["vertex_rgb"]})
+        if drawn.textured:
+            shown["texture_"] = pictures.to_rgba(layers)
+    return shown
 
 
-def _keep(file: Path, view: dict[str, Any], layers: Layers, of_mesh: Layers | None, textured: bool, true_picture: np.ndarray | None) -> dict[str, Any]:
-    """Write one picture; the view with its scores and those of the mesh."""
-    picture = pictures.to_rgba(pictures.layers_of(layers))
+def _keep(file: Path, view: dict[str, Any], shown: dict[str, np.ndarray], true_picture: np.ndarray | None) -> dict[str, Any]:
+    """Write the field's picture; the view with the scores of all pictures of it."""
     with artifact.atomic(file) as aside:
-        aside.write_bytes(pictures.png_bytes(picture))
+        aside.write_bytes(pictures.png_bytes(shown[""]))
     if true_picture is not None:
-        view |= evaluation.score_picture(picture / 255, true_picture / 255)
-        if of_mesh is not None:
-            view |= _mesh_scores(of_mesh, textured, true_picture)
+        for name, picture in shown.items():
+            view |= {f"{name}{key}": value for key, value in evaluation.score_picture(picture / 255, true_picture / 255).items()}
     return view
-
-
-def _mesh_scores(layers: Layers, textured: bool, true_picture: np.ndarray) -> dict[str, float]:
-    """Scores of the animated mesh in its vertex colours, and textured where it is."""
-    shown = {"mesh": layers | {"rgb": layers["vertex_rgb"]}} | ({"texture": layers} if textured else {})
-    return {
-        f"{name}_{key}": value
-        for name, of_mesh in shown.items()
-        for key, value in evaluation.score_picture(pictures.to_rgba(of_mesh) / 255, true_picture / 255).items()
-    }

@@ -12,7 +12,7 @@ from instant_nk.fitting import lost_parts, registration_sequence
 from instant_nk.fitting.correspondences import Target
 from instant_nk.fitting.deformation_solver import Body, Pose
 from instant_nk.fitting.lost_parts import contradiction
-from instant_nk.fitting.registration import Options, judge
+from instant_nk.fitting.registration import Options, judge, register_from
 from instant_nk.fitting.registration_sequence import register_sequence
 from instant_nk.geometry import surface
 from instant_nk.geometry.rotations import so3_exp
@@ -99,6 +99,62 @@ def test_nothing_contradicts_what_is_followed(turning):
     body, observe, *_ = turning
     fits = register_sequence(body, [0, 1], 0, observe, OPTIONS)
     assert all(fit.contradicted < lost_parts.LEAST for fit in fits.values())
+
+
+def test_a_lost_frame_does_not_hide_the_turn_after_it(turning):
+    body, observe, vertices, head, angles = turning
+
+    def with_rubbish(frame):
+        target = observe(frame)
+        return dataclasses.replace(target, points=target.points + 5 * torch.rand_like(target.points)) if frame == 1 else target
+
+    fits = register_sequence(body, [0, 1, 2], 0, with_rubbish, OPTIONS)
+    assert not fits[1].converged and fits[1].contradicted > DOUBT
+    assert head_errors(body, fits[2].pose, head, vertices, angles[2]).mean() < 2.0
+
+
+def test_two_parts_are_found_one_after_the_other():
+    vertices, faces, head, colours = head_and_stick()
+    apart = np.array([0.0, 0.0, 3.0])
+    both, mirror = np.concatenate([vertices, vertices + apart]), np.concatenate([faces, faces + len(vertices)])
+    body = make_body(both, mirror, np.concatenate([colours, colours]))
+    live = np.concatenate([posed(vertices, head, TURN), posed(vertices, head, -TURN) + apart])
+    target = target_of(body, seen(live, mirror, np.concatenate([colours, colours])))
+    rest = Pose.identity(body)
+    fit = lost_parts.search(body, register_from(body, [rest], target, OPTIONS), rest, 0.0, target, OPTIONS, None)
+    nearest = torch.cdist(body.points, torch.tensor(both)).argmin(1).numpy()
+    first, on_head = nearest < len(vertices), head[nearest % len(vertices)]
+    points = body.points.numpy() - np.where(first[:, None], 0, apart)
+    wanted = np.where(first[:, None], posed(points, on_head, TURN), posed(points, on_head, -TURN) + apart)
+    error = 100 * np.linalg.norm(body.warp(fit.pose).numpy() - wanted, axis=1) / np.linalg.norm(np.ptp(vertices, axis=0))
+    assert error[first & on_head].mean() < 2.0 and error[~first & on_head].mean() < 2.0
+
+
+def test_only_a_clear_gain_is_kept(turning):
+    body, observe, *_ = turning
+    target = observe(0)
+    good = lost_parts.judged(body, Pose.identity(body), target)
+    bad = lost_parts.judged(body, Pose.identity(body).moved(torch.eye(3).double(), torch.tensor([0.1, 0, 0]).double(), body.nodes), target)
+    bad = dataclasses.replace(bad, converged=True)
+    assert lost_parts.improves(body, good, bad, target) and not lost_parts.improves(body, bad, good, target)
+    assert not lost_parts.improves(body, good, good, target)
+    assert not lost_parts.improves(body, dataclasses.replace(good, converged=False), bad, target)
+
+
+def test_what_a_frame_is_found_again_from_depends_on_what_was_lost(turning, monkeypatch):
+    """Frame 3 lost altogether, between frames that are followed but contradicted: those serve. Frame 2 contradicted: only what is good beyond it does."""
+    body, observe, *_ = turning
+    fit = lost_parts.judged(body, Pose.identity(body), observe(0))
+    doubt, lost = dataclasses.replace(fit, contradicted=0.5), dataclasses.replace(fit, converged=False, contradicted=0.9)
+    asked = {}
+    monkeypatch.setattr(registration_sequence, "_find_again", lambda body, good, frame, fits, *_: asked.update({frame: good}) or fits[frame])
+    monkeypatch.setattr(lost_parts, "contradiction", lambda *_: 0.5)
+    known = {0: fit, 1: doubt, 2: doubt, 3: lost, 4: doubt}
+    register_sequence(body, [0, 1, 2, 3, 4], 0, lambda frame: observe(0), OPTIONS, known=known)
+    assert asked == {3: [0, 1, 2, 4]}
+    asked.clear()
+    register_sequence(body, [0, 1, 2, 3, 4], 0, lambda frame: observe(0), OPTIONS, known=known | {4: fit})
+    assert asked[2] == [0, 4] and asked[3] == [0, 1, 2, 4]
 
 
 def test_what_cannot_be_found_is_in_doubt(turning):

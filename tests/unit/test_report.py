@@ -25,6 +25,7 @@ from instant_nk.viewer.mesh_renderer import MeshRenderer
 
 trimesh = pytest.importorskip("trimesh")
 DOUBTFUL = 2
+CONTRADICTED = 1  # the frame of whose surface a part has nothing like it in the observation
 
 
 def header(kind, version, stage):
@@ -54,7 +55,16 @@ def write_run(root, **overrides):
     converged = np.array([frame != DOUBTFUL for frame in data.frames])
     values = np.full(n, 0.01, np.float32)
     turns = np.tile(np.eye(3, dtype=np.float32), (n, len(nearest), 1, 1))
-    moved = motion.Motion(animation.frames, turns, scene[:, nearest] - rest[nearest], converged, values, values + 0.9, values, values)
+    moved = motion.Motion(
+        animation.frames,
+        turns,
+        scene[:, nearest] - rest[nearest],
+        converged,
+        values,
+        values + 0.9,
+        values,
+        np.where(data.frames == np.array(CONTRADICTED), 0.05, 0).astype(np.float32),
+    )
     motion.save(job.paths.motion, moved, header("motion", motion.FORMAT, "registration"))
     for stage, name in (("canonical", "metrics.json"), ("field", f"{layout.part_name(0, 2)}.json"), ("field", f"{layout.part_name(1, 3)}.json")):
         history = {"step": [0, 10, 20], "loss": [1.0, 0.1, 0.02], "psnr_db": [12.0, 20.0, 24.0]}
@@ -87,7 +97,7 @@ def test_a_result_equal_to_the_truth_has_no_surface_and_tracking_error(job):
     assert summary["silhouette_iou"] > 0.95
     assert summary["test_psnr_db"] > 24 and summary["test_ssim"] > 0.9 and summary["test_fg_psnr_db"] < summary["test_psnr_db"]
     assert summary["test_psnr_db"] == pytest.approx(summary["mesh_test_psnr_db"])
-    assert summary["not_converged_frames"] == 1 and summary["frames"] == 4
+    assert summary["not_converged_frames"] == 1 and summary["doubtful_frames"] == 2 and summary["frames"] == 4
 
 
 def test_the_joints_of_the_windows_are_told(job):
@@ -301,7 +311,7 @@ def test_the_page_is_self_contained_and_marks_doubtful_frames(job):
     assert not re.search(r"""(src|href|url|srcset|poster)\s*[=(]\s*['"]?\s*(https?:)?//""", page)
     assert not re.search(r"https?://|\bfetch\(|XMLHttpRequest|\bimport\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
     assert page.count("data:video/mp4;base64,") == 5 and page.count("data:image/png;base64,") >= 17
-    assert "doubtful, and they are marked below: 2." in page and page.count("class='doubt'") >= 8 and "frame 2, cam_000.png – doubtful" in page
+    assert "doubtful, and they are marked below: 1, 2." in page and page.count("class='doubt'") >= 8 and "frame 2, cam_000.png – doubtful" in page
     for wanted in (
         "SDF residual",
         "cycle error",
