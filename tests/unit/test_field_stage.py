@@ -107,7 +107,7 @@ def test_a_killed_window_resumes_to_the_same_field(body, copy, monkeypatch):
 
 
 def rewrite(path, kind, **changes):
-    header, arrays = artifact.load_npz(path, kind, 1)
+    header, arrays = artifact.load_npz(path, kind, artifact.read_header(path)["format"])
     artifact.save_npz(path, header, **arrays | changes)
 
 
