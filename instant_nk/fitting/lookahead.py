@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 V = TypeVar("V")
 
 
@@ -31,9 +32,12 @@ class Lookahead(Generic[K, V]):
         return self._make(key) if ready is None else ready.result()
 
 
-def in_order(make: Callable[[K], V], keys: Sequence[K], threads: int) -> Iterator[V]:
-    """`make(key)` of every key, in their order, by several threads; as many values as there are threads wait at most."""
-    if threads < 2 or len(keys) < 2:
+def in_order(make: Callable[[T], V], keys: Iterable[T], threads: int) -> Iterator[V]:
+    """`make(key)` of every key, in their order, by several threads; as many values as there are threads wait at most.
+
+    Keys are asked for one by one, by the thread that asks for the values: what yields them may do work of its own meanwhile.
+    """
+    if threads < 2:
         yield from map(make, keys)
         return
     with ThreadPoolExecutor(threads) as pool:

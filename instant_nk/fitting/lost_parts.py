@@ -56,32 +56,27 @@ class Sightings:
 
     Attributes:
         target: the observation, its search with colours that count as much as here.
-        index: search by position and colour alone; scale: length of one unit of colour difference.
-        far: distance, colour counted in, that contradicts.
+        index: search by position and colour alone.
+        spacing: of the nodes.
     """
 
     target: Target
     index: NearestPoints
-    scale: float
-    far: float
+    spacing: float
 
     @staticmethod
     def of(body: Body, target: Target) -> Sightings:
         scale = COLOUR * body.spacing
         joint = torch.cat([target.points, scale * target.colours, target.normal_scale * target.normals], 1)
-        return Sightings(replace(target, colour_scale=scale, index=NearestPoints(joint), trail=Trail()), NearestPoints(joint[:, :6]), scale, FAR * body.spacing)
-
-    def distance(self, points: Tensor, colours: Tensor) -> Tensor:
-        """From points of those colours [N, 3] to the nearest that was seen, [N]."""
-        return self.nearest(points, colours)[0]
+        return Sightings(replace(target, colour_scale=scale, index=NearestPoints(joint), trail=Trail()), NearestPoints(joint[:, :6]), body.spacing)
 
     def misfit(self, points: Tensor, colours: Tensor) -> float:
         """How badly points of those colours [N, 3] lie on what was seen: 0 on it, 1 farther than a few node spacings."""
-        return float(1 - welsch(self.distance(points, colours), self.far / FAR).mean())
+        return float(1 - welsch(self.nearest(points, colours)[0], self.spacing).mean())
 
     def nearest(self, points: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
-        """That distance, and which observed point it is, [N] each."""
-        distance, index = self.index.query(torch.cat([points, self.scale * colours], 1))
+        """Distance, colour counted in, from points of those colours [N, 3] to the nearest that was seen, and which that is, [N] each."""
+        distance, index = self.index.query(torch.cat([points, self.target.colour_scale * colours], 1))
         return distance[:, 0], index[:, 0]
 
 
@@ -91,7 +86,7 @@ Placing = tuple[Tensor, Tensor, Tensor]  # a part's nodes, bool [M], and the rot
 def contradicted(body: Body, pose: Pose, seen: Sightings) -> Tensor:
     """Which points of the moved surface have nothing like them near them in the observation, bool [N]; beyond the rim of what was observed, none."""
     distance, nearest = seen.nearest(body.warp(pose), body.colours)
-    return (distance > seen.far) & seen.target.usable[nearest]
+    return (distance > FAR * seen.spacing) & seen.target.usable[nearest]
 
 
 def contradiction(body: Body, pose: Pose, target: Target) -> float:
@@ -169,21 +164,16 @@ def _other_orientations(body: Body, pose: Pose, before: Pose, seen: Sightings) -
                 other = _with_part(body, pose, before, *placed)
                 live, normals = body.warp(other)[few], body.warp_normals(other)[few]
                 worse = misfit(live, normals, body.colours[few], thin, body.spacing) + CONTRADICTION * _share(body, other, seen)
-                ranked.append((worse, placed, other))
-    ranked.sort(key=lambda one: one[0])
-    kept: list = []
-    for _, placed, other in ranked:
-        if len(kept) < TRIED and all(_differ(body, before, placed, earlier) for earlier, _ in kept):
-            kept.append((placed, other))
-    return [other for _, other in kept]
+                ranked.append((worse, placed))
+    return [_with_part(body, pose, before, *placed) for placed in _best_few(body, before, ranked)]
 
 
 def _placings(body: Body, pose: Pose, before: Pose, inside: Tensor, seen: Sightings) -> list[Placing]:
     """Where a part alone, as a rigid body, lies well on the observation, and otherwise than now; the best few."""
     live = body.warp(pose)
     owner = NearestPoints(live).query(seen.target.points)[1][:, 0]
-    share = (inside.double()[body.anchors] * body.weights).sum(1)
-    mine, theirs = torch.nonzero(share > 0.5)[:, 0], torch.nonzero((share > 0.5)[owner] & seen.target.usable)[:, 0]
+    own = _points_of(body, inside)
+    mine, theirs = torch.nonzero(own)[:, 0], torch.nonzero(own[owner] & seen.target.usable)[:, 0]
     if min(len(mine), len(theirs)) < FEWEST:
         return []
     pick = mine[evenly(len(mine), SURFACE, mine.device)]
@@ -193,11 +183,27 @@ def _placings(body: Body, pose: Pose, before: Pose, inside: Tensor, seen: Sighti
         there = shape @ turn.T + shift
         if (there - live[pick]).norm(dim=1).median() > OTHER * body.spacing:
             found.append((seen.misfit(there, colours), (inside, turn, shift)))
-    kept: list = []
+    return _best_few(body, before, found)
+
+
+def _best_few(body: Body, before: Pose, found: list[tuple[float, Placing]]) -> list[Placing]:
+    """The TRIED placings of least misfit that differ from each other, best first."""
+    kept: list[Placing] = []
     for _, placing in sorted(found, key=lambda one: one[0]):
         if len(kept) < TRIED and all(_differ(body, before, placing, earlier) for earlier in kept):
             kept.append(placing)
     return kept
+
+
+def _points_of(body: Body, inside: Tensor) -> Tensor:
+    """Points that hang mostly on the nodes that are `inside`, bool [N]."""
+    return (inside.double()[body.anchors] * body.weights).sum(1) > 0.5
+
+
+def _by_node(body: Body, points: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What hangs on each node, and how much of that are the given points bool [N]; sums of weights, [M] each."""
+    both = torch.stack([body.weights, body.weights * points[:, None]], -1).reshape(-1, 2)
+    return tuple(body.nodes.new_zeros(len(body.nodes), 2).index_add_(0, body.anchors.reshape(-1), both).cpu().numpy().T)
 
 
 def _grown(body: Body, before: Pose, inside: Tensor, turn: Tensor, shift: Tensor, seen: Sightings) -> Placing:
@@ -206,9 +212,8 @@ def _grown(body: Body, before: Pose, inside: Tensor, turn: Tensor, shift: Tensor
     edge = body.edge.cpu().numpy()
     for _ in range(GROWING):
         off = seen.target.index.query(seen.target.features(shape @ turn.T + shift, normals @ turn.T, body.colours))[0][:, 0]
-        both = torch.stack([body.weights, body.weights * (off < body.spacing)[:, None]], -1).reshape(-1, 2)
-        total, good = body.nodes.new_zeros(len(body.nodes), 2).index_add_(0, body.anchors.reshape(-1), both).T
-        fits = (good > AGREED * total).cpu().numpy()
+        total, good = _by_node(body, off < body.spacing)
+        fits = good > AGREED * total
         kept = fits[edge].all(1)
         links = sparse.csr_matrix((np.ones(kept.sum()), tuple(edge[kept].T)), shape=(len(fits), len(fits)))
         label = csgraph.connected_components(links, False)[1]
@@ -216,7 +221,7 @@ def _grown(body: Body, before: Pose, inside: Tensor, turn: Tensor, shift: Tensor
         if counts.max(initial=0) * 2 < int(inside.sum()):
             break
         inside = torch.as_tensor((label == counts.argmax()) & fits, device=inside.device)
-        mine = torch.nonzero((inside.double()[body.anchors] * body.weights).sum(1) > 0.5)[:, 0]
+        mine = torch.nonzero(_points_of(body, inside))[:, 0]
         away = NearestPoints(shape[mine] @ turn.T + shift).query(seen.target.points)[0][:, 0]
         theirs = torch.nonzero((away < NEAR * body.spacing) & seen.target.usable)[:, 0]
         if min(len(mine), len(theirs)) < FEWEST:
@@ -247,8 +252,7 @@ def _with_part(body: Body, pose: Pose, before: Pose, inside: Tensor, turn: Tenso
 def _parts(body: Body, wrong: Tensor) -> list[np.ndarray]:
     """Sets of nodes, bool [M] each, around the places where points are `wrong`, that few links tie to the rest."""
     nodes, edge, stiffness = len(body.nodes), body.edge.cpu().numpy(), body.stiffness.cpu().numpy()
-    both = torch.stack([body.weights, body.weights * wrong[:, None]], -1).reshape(-1, 2)
-    total, bad = body.nodes.new_zeros(nodes, 2).index_add_(0, body.anchors.reshape(-1), both).cpu().numpy().T
+    total, bad = _by_node(body, wrong)
     length = (body.nodes[body.edge[:, 0]] - body.nodes[body.edge[:, 1]]).norm(dim=1).cpu().numpy()
     length = np.where(stiffness < BRIDGE * stiffness.max(initial=0), length + length.sum(), length)  # another component comes after all of this one
     links = sparse.csr_matrix((length, (edge[:, 0], edge[:, 1])), shape=(nodes, nodes))
